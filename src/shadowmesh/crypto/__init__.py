@@ -1,0 +1,1 @@
+"""Key derivation, join signatures, the Noise handshake and sealed sessions: pure, given randomness."""
