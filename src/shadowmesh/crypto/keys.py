@@ -15,6 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from shadowmesh.wire.ip import is_unroutable
+
 KEY_SIZE = 32
 ADDRESS_SIZE = 16
 
@@ -32,14 +34,6 @@ def fingerprint(static_public: bytes) -> str:
     """What a person compares to know a device: 32 lower-case base32 digits of its X25519 public key."""
     digest = hashlib.sha256(b"shadowmesh/v1 fingerprint" + static_public).digest()
     return base64.b32encode(digest[:20]).decode().lower()
-
-
-def _addressable(ip: bytes) -> bool:
-    """Whether an overlay IP (4 or 16 bytes) can have a blind address: unicast beyond the own link."""
-    if len(ip) == 4:
-        return not (ip[0] in (0, 127) or ip[0] >= 224 or ip[:2] == b"\xa9\xfe")
-    link_local = ip[0] == 0xFE and ip[1] & 0xC0 == 0x80
-    return not (ip[0] == 0xFF or link_local or (ip[:15] == bytes(15) and ip[15] <= 1))
 
 
 class NetworkKeys:
@@ -69,7 +63,7 @@ class NetworkKeys:
         """
         if len(ip) == 16 and ip.startswith(_MAPPED_IP4):
             ip = ip[12:]
-        if not _addressable(ip):
+        if is_unroutable(ip):
             return None
         return self._address(b"ip4" if len(ip) == 4 else b"ip6", ip)
 

@@ -182,10 +182,16 @@ class HandshakeState:
             raise LocalProtocolError("the handshake is not finished")
         return self._symmetric.split()
 
+    def copy(self) -> HandshakeState:
+        """The same state once more: what is done to one does not show in the other."""
+        twin = copy.copy(self)
+        twin._symmetric = copy.copy(self._symmetric)
+        return twin
+
     def write_message(self, payload: bytes) -> bytes:
         """The next message. Raises HandshakeError if the other side's keys cannot be worked with."""
         tokens = self._tokens(writing=True)
-        trial = self._copy()
+        trial = self.copy()
         try:
             message = b"".join(trial._write(token) for token in tokens)
         except ValueError as error:  # an X25519 result of zero, or an encapsulation key out of range
@@ -197,7 +203,7 @@ class HandshakeState:
     def read_message(self, message: bytes) -> bytes:
         """The payload of the other side's next message. Raises HandshakeError, having changed nothing."""
         tokens = self._tokens(writing=False)
-        trial = self._copy()
+        trial = self.copy()
         try:
             rest = message
             for token in tokens:
@@ -212,11 +218,6 @@ class HandshakeState:
         if self.finished or (self._step % 2 == 0) != (self._initiator == writing):
             raise LocalProtocolError("not this side's turn in the handshake")
         return self._pattern.messages[self._step]
-
-    def _copy(self) -> HandshakeState:
-        trial = copy.copy(self)
-        trial._symmetric = copy.copy(self._symmetric)
-        return trial
 
     def _adopt(self, trial: HandshakeState) -> None:
         self.__dict__.update(trial.__dict__)

@@ -1,0 +1,547 @@
+"""The mesh engine: who is where, what may be sent to whom, and what may come in from whom.
+
+Bytes and `now` (monotonic seconds) go in; messages, packets and events come out through `Output`, and
+`next_deadline` says when `tick` is due. The hot path is `session` (sending) and `receive` (sealed).
+"""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+
+from shadowmesh.crypto.session import OVERHEAD
+from shadowmesh.errors import MessageError, SealedError
+from shadowmesh.mesh.context import Context, IPNetwork
+from shadowmesh.mesh.handshake import FINISH_AGAIN, Handshakes, Record
+from shadowmesh.mesh.lru import Lru
+from shadowmesh.mesh.peer import (
+    MAX_SESSIONS,
+    REKEY_AFTER,
+    REKEY_AFTER_MESSAGES,
+    REKEY_WHEN_RECEIVING,
+    Flow,
+    Peer,
+    Session,
+)
+from shadowmesh.mesh.trust import Verdict
+from shadowmesh.ratelimit import TokenBucket
+from shadowmesh.wire import ip, message, offload, record
+from shadowmesh.wire.record import Bye, Info, Probe
+
+KEEPALIVE_AFTER = 10.0  # seconds since a packet came and nothing was sent
+HELLO_AFTER = 15.0  # seconds since a packet was sent and nothing was heard
+CONFLICT_AFTER = 30.0  # seconds of silence after which another device may take an IP over
+HOLD_BACK = (0.5, 1.0, 2.0)  # seconds for which an absent address is left alone, growing
+SOLICIT_EVERY = 5.0  # seconds between hellos to one source of messages that nobody can open
+SOLICIT_RATE, SOLICIT_BURST = 20, 20  # per second, in all
+FINISH_ANSWER_EVERY = 1.0
+CONFIRM_WITHIN = 5.0  # seconds after which a session whose finish seems lost no longer stops the next rekey
+MAX_PEERS = 4096
+MAX_FLOWS = 4096
+MAX_REMEMBERED = 4096
+MAX_SOURCES = 2 * record.MAX_IPS  # relay addresses remembered for one session
+
+_HEADROOM = 16  # in front of the plaintext: `deliver` may write a virtio_net_hdr before the first body
+
+
+class Mesh:
+    """One device's part in one network. All methods are called by one thread."""
+
+    def __init__(self, context: Context) -> None:
+        self.context = context
+        self.peers: dict[bytes, Peer] = {}  # by static key
+        self.handshakes = Handshakes(context, self)
+        self._owners: dict[bytes, Peer] = {}  # overlay IP → the peer whose it is
+        self._flows: dict[bytes, Flow] = {}
+        self._held: Lru[bytes, tuple[float, int]] = Lru(MAX_REMEMBERED)  # address → (until, step)
+        self._solicited: Lru[bytes, float] = Lru(MAX_REMEMBERED)
+        self._solicit_all = TokenBucket(SOLICIT_RATE, SOLICIT_BURST)
+        self._own_ips = frozenset(context.local.ips)
+        self._primary = next(iter(context.addresses))
+        self._plain = memoryview(bytearray(_HEADROOM + record.MAX_PLAINTEXT))[_HEADROOM:]
+        self._whole = memoryview(self._plain.obj)
+
+    # -- time
+
+    @property
+    def next_deadline(self) -> float | None:
+        """When `tick` is due, None if nothing is under way."""
+        return self.context.timers.next
+
+    def tick(self, now: float) -> None:
+        """Do all that is due."""
+        self.context.timers.run(now)
+
+    # -- routes
+
+    def flow(self, key: bytes) -> Flow | None:
+        """Where packets with this source ‖ destination (8 or 32 bytes) go; None if there is no route."""
+        flow = self._flows.get(key)
+        if flow is None:
+            flow = self._resolve(key)
+            if flow is not None:
+                if len(self._flows) >= MAX_FLOWS:
+                    self._flows.clear()
+                self._flows[key] = flow
+        return flow
+
+    def _resolve(self, key: bytes) -> Flow | None:
+        half = len(key) // 2
+        source, target = key[:half], key[half:]
+        next_hop = self._next_hop(target)
+        if next_hop is None or next_hop in self._own_ips:
+            return None
+        destination = self.context.network.ip_address(next_hop)
+        if destination is None:
+            return None
+        own = self.context.network.ip_address(source) if source in self._own_ips else None
+        return Flow(next_hop, own or self._primary, destination, self._owners.get(next_hop))
+
+    def _next_hop(self, target: bytes) -> bytes | None:
+        """The overlay IP of the device to send to: the longest configured route, or the target itself."""
+        address = ip_address(target)
+        routes = [(net, via) for net, via in self.context.local.routes if address in net]
+        if routes:
+            return max(routes, key=lambda route: route[0].prefixlen)[1]
+        for interface in self.context.local.interfaces:
+            if address in interface.network:
+                return target
+        return None
+
+    def may_send(self, source: bytes) -> bool:
+        """Whether packets of this host may have this source IP: an own one, or of an advertised prefix."""
+        return source in self._own_ips or _within(source, self.context.local.advertise)
+
+    # -- sending
+
+    def session(self, flow: Flow, now: float) -> Session | None:
+        """The session to seal messages of this flow in, None if they have to wait (see `enqueue`)."""
+        peer = flow.peer
+        if peer is None:
+            return None
+        session = peer.sending
+        if session is None or now >= session.expires:
+            return None
+        if self._held and self._is_held(flow.destination, now):
+            return None
+        if session.initiator and (
+            now - session.created >= REKEY_AFTER or session.sealer.counter >= REKEY_AFTER_MESSAGES
+        ):
+            self._rekey(session, now)
+        return session
+
+    def sent(self, session: Session, size: int, now: float) -> None:
+        """A message with packets, `size` bytes of plaintext, was sealed in this session and sent."""
+        peer = session.peer
+        peer.messages_out += 1
+        peer.bytes_out += size
+        peer.owing = 0.0
+        if not peer.awaiting:
+            peer.awaiting = now
+            if not peer.awaiting_armed:
+                peer.awaiting_armed = True
+                self.context.timers.at(now + HELLO_AFTER, self._check_awaiting, peer)
+
+    def enqueue(self, flow: Flow, kind: int, body: bytes, now: float) -> bool:
+        """Keep a packet that `session` had nothing for, and ask for a session.
+
+        False if the peer is not there at the moment: nothing is kept, the sender is to be told.
+        """
+        if self._is_held(flow.destination, now):
+            self.context.drops["held_back"] += 1
+            return False
+        attempt = self.handshakes.attempt(flow.source, flow.destination, now)
+        if attempt is None:
+            return False
+        self.handshakes.enqueue(attempt, kind, body, now)
+        return True
+
+    def _is_held(self, address: bytes, now: float) -> bool:
+        held = self._held.get(address)
+        return held is not None and now < held[0]
+
+    def _send_records(self, session: Session, records: list[Record], now: float) -> None:
+        """Seal packets that had waited, as few messages as they fit in."""
+        plaintext = bytearray()
+        for kind, body in [*records, (record.PAD, b"")]:
+            last = kind == record.PAD
+            size = record.padded_size(len(plaintext) + record.HEADER_SIZE + len(body))
+            if plaintext and (last or size > record.MAX_PLAINTEXT):
+                plaintext += record.padding(len(plaintext))
+                self._send_sealed(session, bytes(plaintext))
+                self.sent(session, len(plaintext), now)
+                plaintext.clear()
+            if not last:
+                plaintext += record.pack(kind, body)
+
+    def _send_sealed(self, session: Session, plaintext: bytes, source: bytes | None = None) -> None:
+        self.context.output.send(session.remote, source or session.local, session.sealer.seal(plaintext))
+
+    def _send_json(self, session: Session, body: bytes, source: bytes | None = None) -> None:
+        plaintext = record.pack(record.JSON, body)
+        self._send_sealed(session, plaintext + record.padding(len(plaintext)), source)
+
+    def keepalive(self, session: Session, source: bytes | None = None) -> None:
+        """Say nothing, from an own address (the handshake's by default)."""
+        self._send_sealed(session, record.KEEPALIVE, source)
+        session.peer.owing = 0.0
+
+    def bye(self) -> None:
+        """Tell every peer that our sessions end."""
+        for peer in self.peers.values():
+            for session in peer.sessions:
+                self._send_json(session, Bye().encode())
+
+    # -- the relay's words
+
+    def joined(self, now: float) -> None:
+        """The way to the relay is there (again): show live peers where we are, ask at once for others."""
+        self._held.clear()
+        for peer in self.peers.values():
+            if peer.sending is not None and now < peer.sending.expires:
+                self.keepalive(peer.sending)
+        self.handshakes.again(now)
+
+    def gone(self, address: bytes, now: float) -> None:
+        """The relay has nobody at this address: a hint. Sessions stay; packets are held back for a moment."""
+        if self._is_held(address, now):
+            return
+        _, step = self._held.get(address, (0.0, 0))
+        self._held[address] = (now + HOLD_BACK[step], min(step + 1, len(HOLD_BACK) - 1))
+        self.handshakes.gone(address)
+
+    # -- receiving
+
+    def receive(self, source: bytes, destination: bytes, data: memoryview, now: float) -> None:
+        """One peer message that came by relay, from one blind address to another (16 bytes each)."""
+        if data[:4] != message.SEALED:
+            self.handshakes.receive(source, destination, bytes(data), now)
+            return
+        session = self.context.indices.get(bytes(data[4:8]))
+        if session.__class__ is Session:
+            self._on_sealed(session, source, data, now)
+        elif session is None and len(data) >= OVERHEAD:
+            self._solicit(source, destination, now)
+        else:
+            self.context.drops["sealed_too_early"] += 1
+
+    def _on_sealed(self, session: Session, source: bytes, data: memoryview, now: float) -> None:
+        drops = self.context.drops
+        plain = self._plain
+        if now >= session.expires:
+            drops["expired"] += 1
+            return
+        try:
+            size = session.opener.open_into(data, plain)
+            records = record.split(plain, size)
+        except SealedError:
+            drops["bad_sealed"] += 1
+            return
+        except MessageError:
+            drops["bad_records"] += 1
+            return
+        peer = session.peer
+        peer.heard = now
+        peer.awaiting = 0.0
+        if not session.confirmed:
+            self._confirm(session, now)
+        if source not in session.sources:
+            self._new_source(session, source, now)
+        if self._held:
+            self._held.pop(source, None)
+
+        whole = self._whole
+        accepted = session.accepted
+        counts = False
+        for kind, start, end in records:
+            if kind == record.PACKET:
+                key = ip.flow_key(plain, start, end)
+            elif kind == record.OFFLOAD:
+                key = ip.flow_key(plain, start + offload.HEADER_SIZE, end)
+            else:
+                if kind:
+                    counts = True
+                    if kind == record.JSON:
+                        self._on_json(session, source, bytes(plain[start:end]), now)
+                continue
+            counts = True
+            if key in accepted or self._accept(session, key):
+                self.context.output.deliver(kind, whole, start + _HEADROOM, end + _HEADROOM)
+        if counts:
+            peer.messages_in += 1
+            peer.bytes_in += size
+            if not peer.owing:
+                peer.owing = now
+                if not peer.owing_armed:
+                    peer.owing_armed = True
+                    self.context.timers.at(now + KEEPALIVE_AFTER, self._check_owing, peer)
+            if session.initiator and now - session.created >= REKEY_WHEN_RECEIVING:
+                self._rekey(session, now)
+
+    def _accept(self, session: Session, key: bytes) -> bool:
+        """Cryptokey routing: is the source this peer's, and the destination ours?"""
+        half = len(key) // 2
+        source, destination = key[:half], key[half:]
+        if not key:
+            self.context.drops["bad_packet"] += 1
+        elif source not in session.verified and not self._routed_to(session.peer, source):
+            self.context.drops["foreign_source"] += 1
+        elif destination not in self._own_ips and not _within(destination, self.context.local.advertise):
+            self.context.drops["foreign_destination"] += 1
+        else:
+            if len(session.accepted) >= MAX_FLOWS:
+                session.accepted.clear()
+            session.accepted.add(key)
+            return True
+        return False
+
+    def _routed_to(self, peer: Peer, source: bytes) -> bool:
+        """Whether our own configuration sends packets for this IP to this peer."""
+        networks = [net for net, via in self.context.local.routes if self._owners.get(via) is peer]
+        return _within(source, networks)
+
+    def _on_json(self, session: Session, source: bytes, body: bytes, now: float) -> None:
+        try:
+            value = record.decode_json(body)
+        except MessageError:
+            self.context.drops["bad_records"] += 1
+            return
+        match value:
+            case Info():
+                if value.seq >= session.info.seq:
+                    session.info = value
+                    self._disown(session, session.verified.difference(value.ips))
+                    session.sources.clear()
+                    self._new_source(session, source, now)
+            case Probe(ack=False):
+                self._send_json(session, Probe(value.id, ack=True).encode())
+            case Probe():
+                self.context.output.event("probe_ack", peer=session.peer, id=value.id)
+            case Bye():
+                self._close(session)
+
+    # -- sessions
+
+    def established(
+        self,
+        *,
+        initiator: bool,
+        local: bytes,
+        remote: bytes,
+        indices: tuple[bytes, bytes],
+        keys: tuple[bytes, bytes],
+        static: bytes,
+        info: Info,
+        finish: bytes,
+        records: list[Record],
+        now: float,
+    ) -> None:
+        """A handshake has verified (see `handshake.Handshaken`)."""
+        peer = self.peers.get(static)
+        if peer is None:
+            peer = self._new_peer(static)
+        session = Session(
+            peer,
+            initiator=initiator,
+            local=local,
+            remote=remote,
+            local_index=indices[0],
+            remote_index=indices[1],
+            keys=keys,
+            info=info,
+            now=now,
+        )
+        session.finish = finish
+        self.context.indices[session.local_index] = session
+        self.context.timers.at(session.expires, self._expire, session)
+        peer.sessions.append(session)
+        if len(peer.sessions) > MAX_SESSIONS:
+            self._close(peer.sessions[0])
+        peer.handshakes += 1
+        peer.last_handshake = peer.heard = now
+        self._held.pop(remote, None)
+        self._new_source(session, remote, now)
+
+        if initiator:
+            for wait in FINISH_AGAIN:
+                self.context.timers.at(now + wait, self._finish_again, session)
+            if peer.sending is None or now >= peer.sending.expires:
+                self._send_in(session, records, now)
+            else:
+                # The other side may not have these keys yet; the session before is still good.
+                self._send_records(peer.sending, records, now)
+        else:
+            self.keepalive(session)
+            self._send_in(session, self.handshakes.take_queue(local, remote), now)
+            self._show_addresses(session)
+            plain = self._plain
+            for kind, body in records:
+                plain[: len(body)] = body
+                self._deliver_early(session, kind, len(body))
+            self.context.output.event("session", peer=peer)
+
+    def _new_peer(self, static: bytes) -> Peer:
+        if len(self.peers) >= MAX_PEERS:
+            # Whoever holds the network key can make up devices; the one silent for longest makes room.
+            for session in list(min(self.peers.values(), key=lambda peer: peer.heard).sessions):
+                self._close(session)
+        peer = self.peers[static] = Peer(static)
+        return peer
+
+    def _deliver_early(self, session: Session, kind: int, size: int) -> None:
+        """A packet that came in the finish."""
+        start = offload.HEADER_SIZE if kind == record.OFFLOAD else 0
+        if kind in (record.PACKET, record.OFFLOAD):
+            key = ip.flow_key(self._plain, start, size)
+            if key in session.accepted or self._accept(session, key):
+                self.context.output.deliver(kind, self._whole, _HEADROOM, _HEADROOM + size)
+
+    def finish_repeated(self, data: bytes, index: bytes, now: float) -> bool:
+        """Whether this is the finish that made a session, come once more; it is answered by a keepalive."""
+        session = self.context.indices.get(index)
+        if not isinstance(session, Session) or session.initiator or session.finish != data:
+            return False
+        if now - session.finish_answered >= FINISH_ANSWER_EVERY:
+            session.finish_answered = now
+            self.keepalive(session)
+        return True
+
+    def _finish_again(self, session: Session, now: float) -> None:
+        if not session.confirmed and self.context.indices.get(session.local_index) is session:
+            self.context.output.send(session.remote, session.local, session.finish)
+
+    def _send_in(self, session: Session, records: list[Record], now: float) -> None:
+        session.peer.sending = session
+        self._send_records(session, records, now)
+
+    def _confirm(self, session: Session, now: float) -> None:
+        """The first sealed message came: the responder has the keys."""
+        session.confirmed = True
+        session.finish = b""
+        session.peer.sending = session
+        self._show_addresses(session)
+        self.context.output.event("session", peer=session.peer)
+
+    def _show_addresses(self, session: Session) -> None:
+        """Show the peer our other addresses, so that their IPs enter its V."""
+        for address in self.context.addresses:
+            if address != session.local:
+                self.keepalive(session, address)
+
+    def _new_source(self, session: Session, source: bytes, now: float) -> None:
+        """Something authenticated came from this relay address: the IP behind it is this session's."""
+        if len(session.sources) >= MAX_SOURCES:
+            session.sources.clear()
+        session.sources.add(source)
+        for overlay_ip in self.context.ips_at(session.info, source):
+            if overlay_ip not in session.verified and overlay_ip not in self._own_ips:
+                self._verify(session, overlay_ip, now)
+
+    def _verify(self, session: Session, overlay_ip: bytes, now: float) -> None:
+        context, peer = self.context, session.peer
+        owner = self._owners.get(overlay_ip)
+        if owner is not None and owner is not peer:
+            if now - owner.heard < CONFLICT_AFTER:
+                context.output.event("address_conflict", ip=overlay_ip, holder=owner, claimant=peer)
+                context.timers.at(owner.heard + CONFLICT_AFTER, self._look_again, session)
+                return
+            for other in owner.sessions:
+                other.verified.discard(overlay_ip)
+                other.accepted.clear()
+        match context.trust.check(overlay_ip, peer.static):
+            case Verdict.REFUSED:
+                context.output.event("identity_refused", ip=overlay_ip, static=peer.static)
+                return
+            case Verdict.CHANGED:
+                context.output.event("identity_changed", ip=overlay_ip, peer=peer)
+                context.trust.remember(overlay_ip, peer.static)
+            case Verdict.NEW:
+                context.output.event("identity_new", ip=overlay_ip, peer=peer)
+                context.trust.remember(overlay_ip, peer.static)
+        session.verified.add(overlay_ip)
+        session.accepted.clear()
+        self._owners[overlay_ip] = peer
+        self._flows.clear()
+
+    def _look_again(self, session: Session, now: float) -> None:
+        session.sources.clear()
+
+    def _disown(self, session: Session, ips: set[bytes]) -> None:
+        session.verified -= ips
+        peer = session.peer
+        for each in (session, *peer.sessions):
+            each.accepted.clear()
+        for overlay_ip in ips - peer.verified:
+            if self._owners.get(overlay_ip) is peer:
+                del self._owners[overlay_ip]
+        self._flows.clear()
+
+    def _close(self, session: Session) -> None:
+        """Forget a session; the peer with it, if it was the last."""
+        peer = session.peer
+        peer.sessions.remove(session)
+        del self.context.indices[session.local_index]
+        self._disown(session, set(session.verified))
+        if peer.sending is session:
+            peer.sending = peer.sessions[-1] if peer.sessions else None
+        if not peer.sessions:
+            del self.peers[peer.static]
+            self.context.output.event("peer_gone", peer=peer)
+
+    def _expire(self, session: Session, now: float) -> None:
+        if self.context.indices.get(session.local_index) is session:
+            self._close(session)
+
+    def _rekey(self, session: Session, now: float) -> None:
+        newest = session.peer.sessions[-1]
+        if newest is session or (not newest.confirmed and now - newest.created >= CONFIRM_WITHIN):
+            self.handshakes.attempt(session.local, session.remote, now)
+
+    # -- silence
+
+    def _check_awaiting(self, peer: Peer, now: float) -> None:
+        """We have sent packets and heard nothing: perhaps the other side has forgotten us."""
+        peer.awaiting_armed = False
+        if not peer.awaiting or not peer.sessions:
+            return
+        due = peer.awaiting + HELLO_AFTER
+        if now >= due:
+            peer.awaiting = 0.0
+            newest = peer.sessions[-1]
+            self.handshakes.attempt(newest.local, newest.remote, now)
+        else:
+            peer.awaiting_armed = True
+            self.context.timers.at(due, self._check_awaiting, peer)
+
+    def _check_owing(self, peer: Peer, now: float) -> None:
+        """Packets came and none went back: say that we are here."""
+        peer.owing_armed = False
+        if not peer.owing or peer.sending is None:
+            return
+        due = peer.owing + KEEPALIVE_AFTER
+        if now >= due:
+            self.keepalive(peer.sending)
+        else:
+            peer.owing_armed = True
+            self.context.timers.at(due, self._check_owing, peer)
+
+    def _solicit(self, source: bytes, destination: bytes, now: float) -> None:
+        """Someone seals for a session that we do not have (any more): one hello finds us a new one."""
+        self.context.drops["sealed_unknown"] += 1
+        if destination not in self.context.addresses or source in self.context.addresses:
+            return
+        if (
+            self.handshakes.pending(destination, source)
+            or now - self._solicited.get(source, -1e9) < SOLICIT_EVERY
+        ):
+            return
+        for peer in self.peers.values():
+            newest = peer.sessions[-1]
+            if newest.remote == source and now - newest.created < SOLICIT_EVERY:
+                return
+        if self._solicit_all.take(now):
+            self._solicited[source] = now
+            self.handshakes.attempt(destination, source, now, retry=False)
+
+
+def _within(address: bytes, networks: tuple[IPNetwork, ...] | list[IPNetwork]) -> bool:
+    return bool(networks) and any(ip_address(address) in network for network in networks)
