@@ -6,13 +6,14 @@ Only configuration refuses them. Libraries take any key, for test vectors need s
 from __future__ import annotations
 
 import hashlib
+import itertools
 
 _PUBLISHED = {
     "603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4": "the AES-256 key of NIST SP 800-38A",
     "1c9240a5eb55d38af333888604f6b5f0473917c1402b80099dca5cbc207075c0": "a key of RFC 8439",
     "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60": "a key of RFC 8032",
     "6368616e676520746869732070617373776f726420746f206120736563726574": "the example of Go's crypto/cipher",
-    "ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80": "the first account of Hardhat and Anvil",
+    "ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80": "the first Hardhat account",
 }
 _WORDS = (
     *("", "a", "abc", "test", "key", "secret", "password", "changeme", "hello", "hello world", "Hello World"),
@@ -24,15 +25,15 @@ _FEWEST_DISTINCT_BYTES = 8  # 32 random bytes have fewer once in 10^47, random d
 def public_example(key: bytes) -> str | None:
     """Say which public example or pattern the 32-byte `key` is; None for a key that looks random.
 
-    The answer completes "this key is …" and does not repeat the key. A random key, of decimal digits only too,
-    is mistaken for an example less than once in 10^12.
+    The answer completes "this key is …" and does not repeat the key. A random key is mistaken
+    for an example less than once in 10^12, one of random decimal digits too.
     """
     digits = key.hex()
     if digits in _PUBLISHED:
         return _PUBLISHED[digits]
     if key == key[:1] * len(key):
         return "one byte repeated"
-    steps = {(b - a) % 256 for a, b in zip(key, key[1:], strict=False)}
+    steps = {(b - a) % 256 for a, b in itertools.pairwise(key)}
     if len(steps) == 1:
         return "a row of bytes that counts evenly"
     for period in range(1, len(digits) // 2 + 1):

@@ -65,8 +65,8 @@ def verify_join(
         ("network", network, _NETWORK, network_signature),
         ("device", device, _DEVICE, device_signature),
     ):
-        if has_small_order(key):
-            raise JoinError(f"the {what} key is a point of small order")
+        if len(key) != 32 or has_small_order(key):
+            raise JoinError(f"the {what} key is of small order or has not 32 bytes")
         try:
             Ed25519PublicKey.from_public_bytes(key).verify(signature, prefix + bound)
         except (InvalidSignature, ValueError):

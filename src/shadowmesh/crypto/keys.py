@@ -69,6 +69,8 @@ class NetworkKeys:
 
     def name_address(self, name: str) -> bytes | None:
         """The 16-byte blind address of a peer's name (`peer.id`), None if the name can have none."""
+        if not name.isascii():  # lower() would turn some other letters into ASCII ones
+            return None
         name = name.lower()
         return self._address(b"name", name.encode()) if _NAME.fullmatch(name) else None
 

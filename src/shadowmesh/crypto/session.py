@@ -44,6 +44,8 @@ class ReplayWindow:
         highest = self.highest
         block = counter >> 6
         if counter > highest:
+            if counter >= COUNTER_LIMIT:
+                return False  # reserved (Noise section 5.1)
             top = highest >> 6
             if block != top:
                 bits = self._bits

@@ -40,7 +40,7 @@ class Output(Protocol):
     def unreachable(self, kind: int, body: bytes) -> None:
         """A packet of ours that waited for its peer is given up."""
 
-    def event(self, name: str, **facts: object) -> None:
+    def event(self, name: str, /, **facts: object) -> None:
         """Something that a person or a metric wants to know."""
 
 

@@ -74,7 +74,10 @@ class Mesh:
     # -- routes
 
     def flow(self, key: bytes) -> Flow | None:
-        """Where packets with this source ‖ destination (8 or 32 bytes) go; None if there is no route."""
+        """Where packets with this source ‖ destination (8 or 32 bytes) go.
+
+        None if there is no route, or if this host may not send from that source.
+        """
         flow = self._flows.get(key)
         if flow is None:
             flow = self._resolve(key)
@@ -88,7 +91,7 @@ class Mesh:
         half = len(key) // 2
         source, target = key[:half], key[half:]
         next_hop = self._next_hop(target)
-        if next_hop is None or next_hop in self._own_ips:
+        if next_hop is None or next_hop in self._own_ips or not self.may_send(source):
             return None
         destination = self.context.network.ip_address(next_hop)
         if destination is None:

@@ -1,0 +1,41 @@
+"""The local API: GET /health and /status on `daemon.listen_address`, for the operator of this device."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+Report = Callable[[], dict[str, Any]]
+
+
+def create_api(status: Report, hosts: set[str]) -> Starlette:
+    """status: the facts of /status. hosts: names that a request's Host may have.
+
+    A page that points its own name at this address (DNS rebinding) is refused by that.
+    """
+
+    def guarded(handler: Callable[[], Response]) -> Callable[[Request], Awaitable[Response]]:
+        async def answer(request: Request) -> Response:
+            if request.url.hostname not in hosts:
+                return JSONResponse({"error": "this Host is not served here"}, status_code=403)
+            return handler()
+
+        return answer
+
+    def health() -> Response:
+        facts = status()
+        healthy = facts["status"] == "connected"
+        body = {key: facts[key] for key in ("status", "reason", "uptime", "version")}
+        return JSONResponse(body, status_code=200 if healthy else 503)
+
+    return Starlette(
+        routes=[
+            Route("/health", guarded(health)),
+            Route("/status", guarded(lambda: JSONResponse(status()))),
+        ]
+    )

@@ -1,0 +1,221 @@
+"""The daemon program: make the parts, join them, run until told to stop, and leave nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import random
+import secrets
+import signal
+import time
+from ipaddress import ip_address
+from typing import Any
+
+from shadowmesh import __version__
+from shadowmesh.config.client import ClientConfig
+from shadowmesh.crypto.keys import DeviceKeys, NetworkKeys, fingerprint
+from shadowmesh.daemon.api import create_api
+from shadowmesh.daemon.engine import Engine
+from shadowmesh.daemon.events import Events
+from shadowmesh.daemon.link import AGENT, Identity, RelayLink
+from shadowmesh.daemon.state import StateDirectory
+from shadowmesh.errors import StartError
+from shadowmesh.mesh.context import Context, Local
+from shadowmesh.mesh.mesh import Mesh
+from shadowmesh.mesh.peer import Peer
+from shadowmesh.mesh.trust import Trust
+from shadowmesh.net.http import serve_http
+from shadowmesh.observe.logging import get_logger
+from shadowmesh.tun.base import TunDevice
+from shadowmesh.tun.linux import open_tun
+
+STOP_SECONDS = 3.0
+_IDENTITIES = {"identity_new", "identity_changed"}
+
+log = get_logger("daemon")
+
+
+def run(config: ClientConfig) -> None:
+    """Run until SIGTERM or SIGINT. Raises StartError and TunError, in words."""
+    state = StateDirectory(_state_path(config))
+    try:
+        seed = state.seed()
+        network = config.network
+        tun = open_tun(
+            network.device_name, network.local_ip, network.mtu, [route.to for route in network.routes]
+        )
+        try:
+            asyncio.run(Daemon(config, state, seed, tun).run())
+        finally:
+            tun.close()
+    finally:
+        state.close()
+
+
+def _state_path(config: ClientConfig) -> str:
+    """The configured directory; else what systemd gives by StateDirectory=; else the default."""
+    if "state_directory" in config.daemon.model_fields_set:
+        return config.daemon.state_directory
+    return os.environ.get("STATE_DIRECTORY") or config.daemon.state_directory
+
+
+class Daemon:
+    """One device in one network."""
+
+    def __init__(self, config: ClientConfig, state: StateDirectory, seed: bytes, tun: TunDevice) -> None:
+        self._config = config
+        self._state = state
+        self._tun = tun
+        self._network = NetworkKeys(config.encryption.key.reveal())
+        self._device = DeviceKeys(seed, self._network.network_id)
+        pins = {ip.packed: pin for ip, pin in config.peers.trusted.items()}
+        known = state.known_peers(self._network.network_id)
+        self._trust = Trust(known, pins, strict=config.peers.verify == "strict")
+        self._started = time.monotonic()
+        self._mesh: Mesh
+        self._link: RelayLink
+        self._engine: Engine
+
+    async def run(self) -> None:
+        """Everything between the start and the end of the event loop."""
+        loop = asyncio.get_running_loop()
+        self._events = Events(log, loop.time)
+        stop: asyncio.Future[None] = loop.create_future()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, stop)
+
+        context = self._make_context()
+        listen = self._config.daemon.listen_address
+        hosts = {"localhost", "127.0.0.1", "::1", listen.host.strip("[]")}
+        api = await serve_http(
+            create_api(self.status, hosts), listen.host, listen.port, "daemon.listen_address"
+        )
+        self._mesh = self._engine.start(context)
+        self._link.listener = self._engine
+        linking = asyncio.create_task(self._link.run(), name="relay link")
+        self._log_start()
+        gc.collect()
+        gc.freeze()  # what lives from here to the end need not be looked at again
+        try:
+            await asyncio.wait({stop, linking}, return_when=asyncio.FIRST_COMPLETED)
+            if linking.done():
+                linking.result()
+            if stop.done():
+                stop.result()
+            log.info("stopping")
+        finally:
+            self._mesh.bye()
+            self._engine.stop()
+            linking.cancel()
+            await asyncio.wait({linking}, timeout=STOP_SECONDS)
+            await api.close()
+
+    def _make_context(self) -> Context:
+        config = self._config
+        local = Local(
+            interfaces=config.network.local_ip,
+            name=config.peer.id,
+            mtu=config.network.mtu,
+            agent=AGENT,
+            routes=tuple((route.to, route.via.packed) for route in config.network.routes),
+            advertise=config.network.advertise,
+        )
+        loop = asyncio.get_running_loop()
+        context = Context(
+            network=self._network,
+            device=self._device,
+            local=local,
+            output=None,  # type: ignore[arg-type]
+            trust=self._trust,
+            random=secrets.token_bytes,
+            uniform=random.uniform,
+        )
+        identity = Identity(self._network, self._device, secrets.token_bytes(16), tuple(context.addresses))
+        server = config.relay.server
+        self._link = RelayLink(server.url, server.host, identity, secrets.token_hex(16), self._on_event)
+        self._engine = context.output = Engine(self._tun, self._link, loop, self._on_event)
+        return context
+
+    def _on_signal(self, stop: asyncio.Future[None]) -> None:
+        if stop.done():
+            os._exit(1)  # asked twice: at once
+        stop.set_result(None)
+
+    def _on_event(self, name: str, /, **facts: object) -> None:
+        self._events(name, **facts)
+        if name in _IDENTITIES:
+            try:
+                self._state.remember_peers(self._network.network_id, self._trust.known)
+            except StartError as error:
+                log.error("cannot remember the peer's key", reason=str(error))
+
+    def _log_start(self) -> None:
+        for warning in self._tun.warnings:
+            log.warning(warning)
+        log.info(
+            "started",
+            version=__version__,
+            device=self._tun.name,
+            ips=",".join(str(interface) for interface in self._config.network.local_ip),
+            mtu=self._tun.mtu,
+            offload=",".join(self._tun.offload) or "none",
+            fingerprint=fingerprint(self._device.static_public),
+            network=self._network.network_id.hex()[:16],
+            relay=self._link.url,
+        )
+
+    # -- status
+
+    def status(self) -> dict[str, Any]:
+        """The facts of GET /status."""
+        config, link = self._config, self._link
+        now = asyncio.get_running_loop().time()
+        return {
+            "status": link.state,
+            "reason": link.reason,
+            "version": __version__,
+            "uptime": round(time.monotonic() - self._started, 1),
+            "name": config.peer.id,
+            "device": self._tun.name,
+            "ips": [str(interface) for interface in config.network.local_ip],
+            "mtu": self._tun.mtu,
+            "offload": list(self._tun.offload),
+            "fingerprint": fingerprint(self._device.static_public),
+            "network": self._network.network_id.hex(),
+            "relay": {
+                "server": link.url,
+                "name": link.relay.server_name if link.relay else "",
+                "region": link.relay.region if link.relay else "",
+                "seconds": round(now - link.since, 1),
+                "connects": link.connects,
+                "rtt_ms": round(link.rtt * 1000, 2) if link.rtt is not None else None,
+                "remote": link.remote,
+                "refused": {address.hex(): code for address, code in link.refused.items()},
+            },
+            "peers": [self._peer(peer, now) for peer in self._mesh.peers.values()],
+            "packets_in": self._engine.packets_in,
+            "packets_out": self._engine.packets_out,
+            "drops": dict(self._engine.drops),
+            "events": dict(self._events.counts),
+        }
+
+    def _peer(self, peer: Peer, now: float) -> dict[str, Any]:
+        info = peer.info
+        return {
+            "name": info.id if info else "",
+            "ips": sorted(str(ip_address(ip)) for ip in peer.verified),
+            "fingerprint": peer.fingerprint,
+            "connected": any(session.confirmed for session in peer.sessions),
+            "path": "relay",
+            "heard": round(now - peer.heard, 1),
+            "last_handshake": round(now - peer.last_handshake, 1),
+            "handshakes": peer.handshakes,
+            "messages_in": peer.messages_in,
+            "messages_out": peer.messages_out,
+            "bytes_in": peer.bytes_in,
+            "bytes_out": peer.bytes_out,
+            "agent": info.agent if info else "",
+            "mtu": info.mtu if info else 0,
+            "routes": list(info.routes) if info else [],
+        }

@@ -1,0 +1,316 @@
+"""The data path of the daemon: TUN device ↔ mesh ↔ relay link, in callbacks of the event loop.
+
+Per packet there is no task and no queue. What makes it fast in Python is doing less per byte: a TUN device
+with offload gives up to 64 KiB at a time, and that is one record, one sealed message, one frame. Whatever
+one wake-up of the device gave for one peer goes into one message; no timer ever waits for more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from ipaddress import IPv4Network
+from typing import Protocol
+
+from shadowmesh.errors import OffloadError, TunError
+from shadowmesh.mesh.context import Context
+from shadowmesh.mesh.mesh import Mesh
+from shadowmesh.mesh.peer import Flow
+from shadowmesh.ratelimit import TokenBucket
+from shadowmesh.tun.base import MAX_RECORD, TunDevice
+from shadowmesh.wire import frame, ip, offload, record
+from shadowmesh.wire.message import SEALED_OVERHEAD
+
+MAX_READS = 128  # packets per wake-up, so that what comes in is not kept waiting
+FULL = 48 * 1024  # a batch this large is sent at once: nothing of a bulk transfer fits beside it
+BIG = 8 * 1024  # a packet this large is not copied to another peer's batch but begins a new one
+UNREACHABLE_RATE = 10  # ICMP errors per second
+LINK_GRACE = 2.0  # seconds without a relay after which senders are told instead of left waiting
+
+_HEADER = record.HEADER_SIZE
+_VNET = offload.HEADER_SIZE
+_PADDING = 19  # the most that `record.padding` gives
+_WINDOW = FULL + 2 * (_HEADER + MAX_RECORD) + _PADDING
+
+
+class Link(Protocol):
+    """What the engine needs of the connection to the relay."""
+
+    ready: bool
+    """Joined, so that frames can be sent."""
+    since: float
+    """Since when it has been ready, or not (monotonic seconds)."""
+
+    def send_frame(self, data: memoryview | bytes) -> None:
+        """Send one data frame, which is copied before this returns."""
+
+
+class Engine:
+    """Reads the TUN device whenever the link takes more, and writes to it what peers send.
+
+    It is the mesh's `Output`. events: called with the name and the facts of each event of the mesh.
+    """
+
+    def __init__(
+        self, tun: TunDevice, link: Link, loop: asyncio.AbstractEventLoop, events: Callable[..., None]
+    ) -> None:
+        self._tun = tun
+        self._link = link
+        self._loop = loop
+        self._now = loop.time
+        self.event = events
+        self.packets_in = self.packets_out = 0  # from and to peers
+        self._stashes: dict[Flow, bytearray] = {}
+        self._window = memoryview(bytearray(_WINDOW))
+        self._frame = memoryview(bytearray(frame.HEADER_SIZE + record.MAX_PLAINTEXT + SEALED_OVERHEAD))
+        self._errors = TokenBucket(UNREACHABLE_RATE, UNREACHABLE_RATE)
+        self._timer: asyncio.TimerHandle | None = None
+        self._reading = False
+        self._stopped = False
+        self._mesh: Mesh
+
+    def start(self, context: Context) -> Mesh:
+        """Make the mesh engine, with this as its output, and begin to read the TUN device."""
+        self._mesh = Mesh(context)
+        self._drops = context.drops
+        self._broadcasts = {
+            net.broadcast_address.packed
+            for net in (interface.network for interface in context.local.interfaces)
+            if isinstance(net, IPv4Network) and net.prefixlen < 31
+        }
+        self.resume()
+        return self._mesh
+
+    def stop(self) -> None:
+        """Read and tick no more."""
+        self._stopped = True
+        self.pause()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    @property
+    def drops(self) -> Counter[str]:
+        """Dropped packets and messages by reason."""
+        return self._drops
+
+    def pause(self) -> None:
+        """The link takes no more: leave packets in the kernel's queue."""
+        if self._reading:
+            self._reading = False
+            self._loop.remove_reader(self._tun.fileno())
+
+    def resume(self) -> None:
+        """The link takes more."""
+        if not self._reading and not self._stopped:
+            self._reading = True
+            self._loop.add_reader(self._tun.fileno(), self._on_tun)
+
+    # -- TUN → relay
+
+    def _on_tun(self) -> None:
+        """Read all that waits, and send it as one message for each flow.
+
+        plain[base:at] holds the records of `flow`, in place as they were read. Other flows of the same
+        wake-up are gathered in `_stashes`, by a copy.
+        """
+        now = self._now()
+        tun, mesh, plain = self._tun, self._mesh, self._window
+        flow: Flow | None = None
+        base = at = 0
+        try:
+            for _ in range(MAX_READS):
+                start = at + _HEADER
+                size = tun.read_into(plain[start:])
+                if not size:
+                    break
+                end = start + size
+                kind = offload.from_tun(plain[start:end])
+                if kind == record.OFFLOAD:
+                    key = ip.flow_key(plain, start + _VNET, end)
+                elif kind == record.PACKET:
+                    end -= _VNET
+                    plain[start:end] = plain[start + _VNET : end + _VNET]
+                    key = ip.flow_key(plain, start, end)
+                else:
+                    self._split(plain[start:end], now)
+                    continue
+                to = mesh.flow(key) if key else None
+                if to is None:
+                    self._no_flow(kind, key, plain[start:end], now)
+                    continue
+                if to is not flow:
+                    if flow is not None and end - start < BIG:
+                        self._stash(to, kind, plain[start:end], now)
+                        continue
+                    if flow is not None:
+                        self._send_before(flow, base, at, now)
+                        self._send_stash(to, now)
+                    base, flow = at, to
+                elif record.padded_size(end - base) > record.MAX_PLAINTEXT:
+                    self._send_before(flow, base, at, now)
+                    base = at
+                record.header.pack_into(plain, at, kind << 24 | (end - start))
+                at = end
+                self.packets_out += 1
+                if at - base >= FULL or at > _WINDOW - _HEADER - MAX_RECORD - _PADDING:
+                    self._send(flow, plain[base : at + _PADDING], at - base, now)
+                    flow, base, at = None, 0, 0
+                    if not self._reading:
+                        break
+        except OffloadError:
+            self._drops["bad_offload"] += 1
+        except TunError as error:
+            self.pause()
+            self.event("tun_lost", error=error)
+        if flow is not None:
+            self._send(flow, plain[base : at + _PADDING], at - base, now)
+        for to in list(self._stashes):
+            self._send_stash(to, now)
+        self._arm()
+
+    def _send_before(self, flow: Flow, base: int, at: int, now: float) -> None:
+        """Send plain[base:at] while a packet has already been read behind it, where the padding goes."""
+        behind = bytes(self._window[at : at + _PADDING])
+        self._send(flow, self._window[base : at + _PADDING], at - base, now)
+        self._window[at : at + _PADDING] = behind
+
+    def _send(self, flow: Flow, plain: memoryview, size: int, now: float) -> None:
+        """Seal and send plain[:size], which has room for padding behind it."""
+        session = self._mesh.session(flow, now)
+        if session is None or not self._link.ready:
+            self._cannot_send(flow, plain[:size], now)
+            return
+        padding = record.padding(size)
+        plain[size : size + len(padding)] = padding
+        size += len(padding)
+        data = self._frame
+        data[: frame.HEADER_SIZE] = flow.header
+        sealed = session.sealer.seal_into(plain[:size], data[frame.HEADER_SIZE :])
+        self._link.send_frame(data[: frame.HEADER_SIZE + sealed])
+        self._mesh.sent(session, size, now)
+
+    def _stash(self, flow: Flow, kind: int, body: memoryview | bytes, now: float) -> None:
+        stash = self._stashes.get(flow)
+        if stash is None:
+            stash = self._stashes[flow] = bytearray()
+        elif record.padded_size(len(stash) + _HEADER + len(body)) > record.MAX_PLAINTEXT:
+            self._send_stash(flow, now)
+            stash = self._stashes[flow] = bytearray()
+        stash += record.header.pack(kind << 24 | len(body))
+        stash += body
+        self.packets_out += 1
+
+    def _send_stash(self, flow: Flow, now: float) -> None:
+        stash = self._stashes.pop(flow, None)
+        if stash:
+            size = len(stash)
+            stash += bytes(_PADDING)
+            self._send(flow, memoryview(stash), size, now)
+
+    def _split(self, whole: memoryview, now: float) -> None:
+        """A packet that no peer would take as it is (more than 128 segments): its pieces."""
+        for kind, body in offload.split(whole):
+            key = ip.flow_key(body, _VNET if kind == record.OFFLOAD else 0, len(body))
+            to = self._mesh.flow(key) if key else None
+            if to is None:
+                self._no_flow(kind, key, body, now)
+            else:
+                self._stash(to, kind, body, now)
+
+    def _cannot_send(self, flow: Flow, plain: memoryview, now: float) -> None:
+        """There is no session yet, or no relay: keep the packets, or say that they cannot go."""
+        if not self._link.ready and now - self._link.since > LINK_GRACE:
+            self._drops["no_relay"] += 1
+            for kind, start, end in record.split(plain, len(plain)):
+                self._tell(kind, plain[start:end], ip.Unreachable.HELD_BACK, now)
+        elif self._mesh.session(flow, now) is not None:
+            self._drops["no_relay"] += 1
+        else:
+            for kind, start, end in record.split(plain, len(plain)):
+                if not self._mesh.enqueue(flow, kind, bytes(plain[start:end]), now):
+                    self._tell(kind, plain[start:end], ip.Unreachable.HELD_BACK, now)
+
+    def _no_flow(self, kind: int, key: bytes, body: memoryview | bytes, now: float) -> None:
+        target = key[len(key) // 2 :]
+        if not key:
+            self._drops["bad_packet"] += 1
+        elif ip.is_unroutable(target) or target in self._broadcasts:
+            self._drops["multicast"] += 1  # what the kernel sends unasked; an answer would help nobody
+        elif not self._mesh.may_send(key[: len(key) // 2]):
+            self._drops["foreign_own_source"] += 1
+        else:
+            self._drops["no_route"] += 1
+            self._tell(kind, body, ip.Unreachable.NO_ROUTE, now)
+
+    def _tell(self, kind: int, body: memoryview | bytes, why: ip.Unreachable, now: float) -> None:
+        """Give the sender of a packet an ICMP error, so that its program fails at once instead of hanging."""
+        error = ip.unreachable(body[_VNET:] if kind == record.OFFLOAD else body, why)
+        if error is not None and self._errors.take(now):
+            self._tun.write_packet(error)
+
+    # -- relay → TUN
+
+    def on_frame(self, data: memoryview) -> None:
+        """One data frame from the relay."""
+        if len(data) < frame.MIN_FRAME or data[0] != frame.DATA:
+            self._drops["bad_frame"] += 1
+            return
+        self._mesh.receive(bytes(data[17:33]), bytes(data[1:17]), data[33:], self._now())
+        self._arm()
+
+    def joined(self) -> None:
+        """The link has become ready."""
+        self._mesh.joined(self._now())
+        self._arm()
+
+    def gone(self, address: bytes) -> None:
+        """The relay has nobody at this address."""
+        self._mesh.gone(address, self._now())
+        self._arm()
+
+    # -- the mesh's Output
+
+    def send(self, destination: bytes, source: bytes, message: bytes) -> None:
+        """See mesh.context.Output."""
+        if self._link.ready:
+            self._link.send_frame(frame.pack(destination, source, message))
+
+    def deliver(self, kind: int, buffer: memoryview, start: int, end: int) -> None:
+        """See mesh.context.Output."""
+        if kind == record.PACKET:
+            start -= _VNET
+            buffer[start : start + _VNET] = offload.PLAIN
+        else:
+            try:
+                offload.sanitize(buffer[start:end])
+            except OffloadError:
+                self._drops["bad_offload"] += 1
+                return
+        if self._tun.write(buffer[start:end]):
+            self.packets_in += 1
+        else:
+            self._drops["tun_refused"] += 1
+
+    def unreachable(self, kind: int, body: bytes) -> None:
+        """See mesh.context.Output."""
+        self._tell(kind, body, ip.Unreachable.HELD_BACK, self._now())
+
+    event: Callable[..., None]
+
+    # -- time
+
+    def _arm(self) -> None:
+        """Have `_tick` called when the mesh wants it; cheap when nothing has changed."""
+        due = self._mesh.next_deadline
+        timer = self._timer
+        if timer is not None:
+            if timer.when() == due:
+                return
+            timer.cancel()
+        self._timer = None if due is None or self._stopped else self._loop.call_at(due, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._mesh.tick(self._now())
+        self._arm()

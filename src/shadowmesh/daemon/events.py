@@ -1,0 +1,70 @@
+"""What the mesh and the link report, as log lines and counters: one place decides how loud each is."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from ipaddress import ip_address
+
+from structlog.typing import FilteringBoundLogger
+
+from shadowmesh.crypto.keys import fingerprint
+from shadowmesh.mesh.lru import Lru
+from shadowmesh.mesh.peer import Peer
+
+QUIET_FOR = 60.0  # seconds before the same warning about the same thing is logged again
+MAX_REMEMBERED = 256
+
+# Every event: its level and what it says.
+_EVENTS = {
+    "session": ("info", "session with peer"),
+    "peer_gone": ("info", "no session with peer any more"),
+    "identity_new": ("info", "met this peer for the first time"),
+    "identity_changed": ("warning", "another device answers for this overlay IP (peers.verify: warn)"),
+    "identity_refused": ("warning", "refused a device that answers for this overlay IP with another key"),
+    "address_conflict": ("warning", "two devices use this overlay IP: give each its own network.local_ip"),
+    "address_refused": (
+        "warning",
+        "the relay gives this address to another device: is local_ip or peer.id used twice?",
+    ),
+    "relay_joined": ("info", "connected to the relay"),
+    "relay_lost": ("warning", "lost the relay"),
+    "relay_unreachable": ("warning", "cannot reach the relay"),
+    "relay_problem": ("warning", "the relay complains"),
+    "probe_ack": ("debug", "probe answered"),
+}
+_ALWAYS = {"session", "peer_gone", "relay_joined", "relay_lost"}
+
+
+class Events:
+    """Called with an event's name and facts. counts: how often each has happened."""
+
+    def __init__(self, log: FilteringBoundLogger, now: Callable[[], float]) -> None:
+        self._log = log
+        self._now = now
+        self._last: Lru[str, float] = Lru(MAX_REMEMBERED)
+        self.counts: Counter[str] = Counter()
+
+    def __call__(self, name: str, /, **facts: object) -> None:
+        """Count an event and log it, repeated ones about the same thing at most once a minute."""
+        self.counts[name] += 1
+        level, words = _EVENTS[name]
+        told = {key: _told(key, value) for key, value in facts.items() if value is not None}
+        now = self._now()
+        about = f"{name} {sorted(told.items())}"
+        if name not in _ALWAYS and now - self._last.get(about, -QUIET_FOR) < QUIET_FOR:
+            return
+        self._last[about] = now
+        getattr(self._log, level)(words, **told)
+
+
+def _told(key: str, value: object) -> object:
+    if isinstance(value, Peer):
+        name = value.info.id if value.info is not None else ""
+        ips = ",".join(str(ip_address(ip)) for ip in sorted(value.verified))
+        return " ".join(filter(None, (name, ips, value.fingerprint)))
+    if key == "ip" and isinstance(value, bytes):
+        return str(ip_address(value))
+    if key == "static" and isinstance(value, bytes):
+        return fingerprint(value)
+    return value.hex() if isinstance(value, bytes) else value

@@ -1,0 +1,362 @@
+"""The connection to the relay: dial, join, watch, and dial again after any loss (docs/protocol.md, 3)."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from shadowmesh import __version__
+from shadowmesh.crypto.join import sign_join
+from shadowmesh.crypto.keys import DeviceKeys, NetworkKeys
+from shadowmesh.errors import ControlError
+from shadowmesh.net.client import ConnectFailed, connect
+from shadowmesh.net.websocket import WebSocket
+from shadowmesh.wire import control, frame
+
+AGENT = f"shadowmesh/{__version__}"
+CONNECT_SECONDS = 10.0
+JOIN_SECONDS = 10.0
+SWEEP = 0.25  # seconds between looks at a connection's silence
+ASK_AFTER = 1.0  # seconds of hearing nothing after having sent: ping
+DEAD_AFTER = 2.0  # seconds without an answer to that, or 4 round trips if they are longer
+DEAD_ROUND_TRIPS = 4
+KEEPALIVE_GRACE = 5.0
+REASK_ADDRESSES = (4.0, 6.0)  # seconds after a refusal
+STABLE_AFTER = 5.0  # a connection that lasted this long starts the back-off anew
+
+# First and longest wait, doubling in between, by what ended the last connection.
+_USUAL = (0.2, 10.0)
+_REFUSED = (30.0, 600.0)
+_REFUSED_CODES = {control.CLOSE_JOIN_REFUSED, control.CLOSE_PROTOCOL, control.CLOSE_WITHDRAWN}
+_REPLACED = (30.0, 60.0)
+
+
+class Backoff:
+    """How long to wait before the next try, with full jitter: clients of a lost relay must not be a crowd."""
+
+    def __init__(self, uniform: Callable[[float, float], float]) -> None:
+        self._uniform = uniform
+        self._failures = 0
+
+    def reset(self) -> None:
+        """The last connection was a good one."""
+        self._failures = 0
+
+    def next(self, code: int | None) -> float:
+        """Seconds to wait after a connection that ended with this close code (None: no close frame)."""
+        if code == control.CLOSE_REPLACED:
+            return self._uniform(*_REPLACED)
+        first, longest = _REFUSED if code in _REFUSED_CODES else _USUAL
+        ceiling = min(longest, first * 2.0 ** min(self._failures, 16))
+        self._failures += 1
+        # A refusal is not a crowd: it waits at least half, or it would come back at once.
+        return self._uniform(ceiling / 2 if code in _REFUSED_CODES else 0.0, ceiling)
+
+
+class Listener(Protocol):
+    """Who uses the link."""
+
+    def on_frame(self, data: memoryview) -> None:
+        """One data frame; the view is valid during the call only."""
+
+    def joined(self) -> None:
+        """Frames can be sent from now on."""
+
+    def gone(self, address: bytes) -> None:
+        """The relay has nobody at this address."""
+
+    def pause(self) -> None:
+        """The socket takes no more for now."""
+
+    def resume(self) -> None:
+        """The socket takes more."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a join shows and proves. addresses: the blind addresses to hold, 16 bytes each."""
+
+    network: NetworkKeys
+    device: DeviceKeys
+    instance: bytes
+    addresses: tuple[bytes, ...]
+
+
+class RelayLink:
+    """Keeps one joined connection to one relay.
+
+    url: as dialled, host: its host as the join names it. events: called with a name and facts for what a
+    person wants to know. state: "connecting", "joining", "connected" or "waiting"; reason: why the last
+    connection ended, in words.
+    """
+
+    def __init__(
+        self, url: str, host: str, identity: Identity, peer_id: str, events: Callable[..., None]
+    ) -> None:
+        self._url = f"{url}?peer_id={peer_id}&shard={identity.network.network_id[0]:02x}"
+        self.url = url
+        self._host = host
+        self._identity = identity
+        self._event = events
+        self._loop = asyncio.get_running_loop()
+        self._backoff = Backoff(random.uniform)
+        self._ws: _Connection | None = None
+        self.listener: Listener
+        self.ready = False
+        self.state = "connecting"
+        self.since = self._loop.time()
+        self.reason = ""
+        self.connects = 0
+        self.relay: control.Challenge | None = None
+        self.remote = ""
+        self.refused: dict[bytes, str] = {}
+        self.send_frame: Callable[[memoryview | bytes], None] = _drop
+
+    @property
+    def rtt(self) -> float | None:
+        """Seconds of the last ping to the relay and back."""
+        return self._ws.rtt if self._ws is not None else None
+
+    async def run(self) -> None:
+        """Connect again and again until cancelled; then close."""
+        try:
+            while True:
+                wait = await self._once()
+                self._become("waiting")
+                await asyncio.sleep(wait)
+        finally:
+            if self._ws is not None:
+                self._ws.close(1000, "going away")
+
+    async def _once(self) -> float:
+        """One connection, from dialling to its end. Returns the seconds to wait before the next."""
+        self._become("connecting")
+        ws = _Connection(self, self._identity, self._host)
+        try:
+            await connect(
+                self._url,
+                ws,
+                max_frame=frame.MAX_FRAME,
+                subprotocol=control.SUBPROTOCOL,
+                timeout=CONNECT_SECONDS,
+            )
+        except ConnectFailed as failure:
+            if failure.reason != self.reason:
+                self._event("relay_unreachable", relay=self.url, reason=failure.reason)
+            self.reason = failure.reason
+            return max(failure.retry_after or 0.0, self._backoff.next(None))
+        self._ws = ws
+        self._become("joining")
+        try:
+            code, reason = await ws.lasted()
+        finally:
+            lasted = self._loop.time() - self.since if self.ready else 0.0
+            self.ready = False
+            self.send_frame = _drop
+            self._become("waiting")
+            self.refused.clear()
+        self._ws = None
+        if lasted >= STABLE_AFTER:
+            self._backoff.reset()
+        self.reason = reason
+        wait = self._backoff.next(code) if ws.drain is None else ws.drain
+        self._event("relay_lost", relay=self.url, code=code, reason=reason, retry_in=round(wait, 1))
+        return wait
+
+    def _become(self, state: str) -> None:
+        was_ready = self.state == "connected"
+        self.state = state
+        if (state == "connected") != was_ready:
+            self.since = self._loop.time()
+
+    # -- called by the connection
+
+    def on_joined(self, ws: _Connection, joined: control.Joined) -> None:
+        """The relay accepted the join."""
+        self.relay = ws.challenge
+        self.remote = joined.remote
+        self.connects += 1
+        self.ready = True
+        self._become("connected")
+        self.send_frame = ws.send_data
+        self.on_refused(joined.refused)
+        self._event("relay_joined", relay=self.url, name=ws.server_name, addresses=len(joined.held))
+        self.listener.joined()
+
+    def on_refused(self, refused: tuple[control.Refused, ...]) -> None:
+        """Addresses that the relay gives to another device, or to nobody; they are asked for again."""
+        for each in refused:
+            if self.refused.get(each.address) != each.code:
+                self._event("address_refused", address=each.address, code=each.code)
+        self.refused = {each.address: each.code for each in refused}
+
+    def on_problem(self, problem: control.Problem) -> None:
+        """The relay complains."""
+        self._event("relay_problem", code=problem.code, detail=problem.detail)
+
+
+class _Connection(WebSocket):
+    """One connection: challenge → join → joined, then frames both ways; a sweep watches for silence."""
+
+    def __init__(self, link: RelayLink, identity: Identity, host: str) -> None:
+        super().__init__()
+        self._link = link
+        self._identity = identity
+        self._host = host
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[tuple[int | None, str]] = self._loop.create_future()
+        self._why = ""
+        self._joined = False
+        self._sent = False
+        self._asked: float | None = None
+        self._last_heard = self._loop.time()
+        self._sweep_timer: asyncio.TimerHandle | None = None
+        self._reask_timer: asyncio.TimerHandle | None = None
+        self.challenge: control.Challenge | None = None
+        self.drain: float | None = None
+
+    @property
+    def server_name(self) -> str:
+        return self.challenge.server_name if self.challenge is not None else ""
+
+    async def lasted(self) -> tuple[int | None, str]:
+        """Wait for the end: (close code, reason in words)."""
+        return await self._ended
+
+    def send_data(self, data: memoryview | bytes) -> None:
+        self._sent = True
+        self.send_binary(data)
+
+    # -- hooks of WebSocket
+
+    def on_open(self) -> None:
+        self.set_write_limits(0, 0)  # packets wait in the kernel's queue for the device, not here
+        self._last_heard = self._loop.time()
+        self._sweep_timer = self._loop.call_later(SWEEP, self._sweep)
+
+    def on_binary(self, data: memoryview) -> None:
+        if self._joined:
+            self._link.listener.on_frame(data)
+
+    def on_text(self, text: str) -> None:
+        try:
+            message = control.decode_from_relay(text)
+        except ControlError as error:
+            self._fail(f"the relay breaks the protocol: {error.what}")
+            return
+        match message:
+            case control.Challenge() if self.challenge is None:
+                self._join(message)
+            case control.Joined() if self.challenge is not None and not self._joined:
+                self._joined = True
+                self._link.on_joined(self, message)
+                self._reask(message.refused)
+            case control.AddressesResult():
+                self._link.on_refused(message.refused)
+                self._reask(message.refused)
+            case control.Gone() if self._joined:
+                self._link.listener.gone(message.address)
+            case control.Problem():
+                self._link.on_problem(message)
+            case control.Drain():
+                self.drain = message.reconnect_after_ms / 1000
+            case None:
+                pass
+            case _:
+                self._fail("the relay breaks the protocol: a message out of order")
+
+    def on_closed(self, code: int | None, reason: str) -> None:
+        for timer in (self._sweep_timer, self._reask_timer):
+            if timer is not None:
+                timer.cancel()
+        if self._joined:
+            self._link.listener.resume()  # what is read now is refused in words instead of piling up
+        if not self._ended.done():
+            self._ended.set_result((code, self._why or _in_words(code, reason)))
+
+    def pause_writing(self) -> None:
+        if self._joined:
+            self._link.listener.pause()
+
+    def resume_writing(self) -> None:
+        if self._joined:
+            self._link.listener.resume()
+
+    # -- the rest
+
+    def _join(self, challenge: control.Challenge) -> None:
+        if challenge.version != control.VERSION or challenge.max_frame < frame.MIN_MAX_FRAME:
+            self._fail("the relay speaks another version of the protocol")
+            return
+        self.challenge = challenge
+        identity = self._identity
+        claims = control.encode_claims(
+            control.Claims(
+                version=control.VERSION,
+                network=identity.network.network_id,
+                device=identity.device.device_id,
+                instance=identity.instance,
+                relay=self._host,
+                addresses=identity.addresses,
+                agent=AGENT,
+            )
+        )
+        signatures = sign_join(
+            challenge.nonce, claims, identity.network.signing_key, identity.device.signing_key
+        )
+        self.send_text(control.encode(control.Join(claims, *signatures)))
+
+    def _reask(self, refused: tuple[control.Refused, ...]) -> None:
+        if refused and not self.closing:
+            addresses = tuple(each.address for each in refused)
+            message = control.encode(control.Addresses(add=addresses, remove=()))
+            self._reask_timer = self._loop.call_later(
+                random.uniform(*REASK_ADDRESSES), self.send_text, message
+            )
+
+    def _sweep(self) -> None:
+        """Notice a relay that has gone silent: within seconds while we send, with keepalives otherwise."""
+        now = self._loop.time()
+        keepalive = self.challenge.keepalive_s if self.challenge is not None else JOIN_SECONDS
+        if self.heard:
+            self.heard = self._sent = False
+            self._asked = None
+            self._last_heard = now
+        silence = now - self._last_heard
+        if not self._joined:
+            if silence >= JOIN_SECONDS:
+                self._fail("the relay does not answer the join")
+                return
+        elif self._asked is not None:
+            patience = max(DEAD_AFTER, DEAD_ROUND_TRIPS * (self.rtt or 0.0))
+            if now - self._asked >= (patience if self._sent else keepalive + KEEPALIVE_GRACE):
+                self._fail("the relay does not answer any more")
+                return
+        elif silence >= (ASK_AFTER if self._sent else keepalive):
+            self._asked = now
+            self.ping()
+        self._sweep_timer = self._loop.call_later(SWEEP, self._sweep)
+
+    def _fail(self, why: str) -> None:
+        self._why = why
+        self.abort()
+
+
+def _drop(data: memoryview | bytes) -> None:
+    """What sends frames while there is no relay."""
+
+
+def _in_words(code: int | None, reason: str) -> str:
+    words = {
+        None: "the connection was lost",
+        control.CLOSE_REPLACED: "duplicate_device: another process uses this device's key",
+        control.CLOSE_JOIN_REFUSED: "the relay refused the join",
+        control.CLOSE_JOIN_TIMEOUT: "the relay gave up waiting for the join",
+        control.CLOSE_WITHDRAWN: "the relay withdrew our credentials",
+        1012: "the relay restarts",
+        1013: "the relay is full",
+    }.get(code, f"the relay closed the connection ({code})")
+    return f"{words}: {reason}" if reason and code is not None else words

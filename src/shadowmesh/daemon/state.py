@@ -1,0 +1,111 @@
+"""What a daemon keeps between its runs: the device seed and the keys of the peers it has met.
+
+Both files are written whole, beside the old one, and then renamed, so that a crash leaves either.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+from ipaddress import ip_address
+from pathlib import Path
+
+from shadowmesh.errors import StartError
+
+SEED_SIZE = 32
+
+
+class StateDirectory:
+    """One directory, used by one daemon at a time.
+
+    Raises StartError in words if it cannot be made, read or written, or if another daemon uses it.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self._path = Path(path)
+        try:
+            self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = os.open(self._path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise self._trouble("make or open", error) from None
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(self._lock)
+            raise StartError(
+                f"state directory {self._path}: another daemon uses it; stop that one, or give this one "
+                "a daemon.state_directory of its own"
+            ) from None
+
+    def close(self) -> None:
+        """Let another daemon have the directory."""
+        os.close(self._lock)
+
+    def seed(self) -> bytes:
+        """The device seed, 32 random bytes, made on the first call ever."""
+        path = self._path / "device.key"
+        try:
+            text = path.read_text("ascii").strip()
+            seed = bytes.fromhex(text)
+        except FileNotFoundError:
+            seed = secrets.token_bytes(SEED_SIZE)
+            self._write("device.key", seed.hex() + "\n")
+            return seed
+        except OSError as error:
+            raise self._trouble("read", error) from None
+        except ValueError:
+            seed = b""
+        if len(seed) != SEED_SIZE:
+            raise StartError(
+                f"{path} is damaged: it should hold 64 hex digits; restore it, or remove it, and this device "
+                "becomes a new one to its peers"
+            )
+        return seed
+
+    def known_peers(self, network_id: bytes) -> dict[bytes, bytes]:
+        """Overlay IP (network order) → X25519 public key, as remembered for one network."""
+        path = self._path / "known_peers.json"
+        try:
+            networks = json.loads(path.read_text("utf-8"))
+            peers = networks.get(network_id.hex(), {})
+            return {ip_address(ip).packed: bytes.fromhex(key) for ip, key in peers.items()}
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise self._trouble("read", error) from None
+        except (ValueError, AttributeError, TypeError):
+            raise StartError(
+                f"{path} is damaged; restore it, or remove it, and every peer is met as for the first time"
+            ) from None
+
+    def remember_peers(self, network_id: bytes, peers: dict[bytes, bytes]) -> None:
+        """Keep the known peers of one network."""
+        path = self._path / "known_peers.json"
+        try:
+            networks = json.loads(path.read_text("utf-8"))
+        except FileNotFoundError:
+            networks = {}
+        networks[network_id.hex()] = {str(ip_address(ip)): key.hex() for ip, key in peers.items()}
+        self._write("known_peers.json", json.dumps(networks, indent=1) + "\n")
+
+    def _write(self, name: str, text: str) -> None:
+        path = self._path / name
+        beside = path.with_suffix(".new")
+        try:
+            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                os.fchmod(descriptor, 0o600)
+                file.write(text)
+                file.flush()
+                os.fsync(descriptor)
+            beside.replace(path)
+        except OSError as error:
+            raise self._trouble("write", error) from None
+
+    def _trouble(self, what: str, error: OSError) -> StartError:
+        return StartError(
+            f"cannot {what} {error.filename or self._path}: {error.strerror}; the daemon needs a directory "
+            "of its own that it can write (daemon.state_directory)"
+        )
