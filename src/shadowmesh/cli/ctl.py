@@ -1,0 +1,104 @@
+"""`shadowmesh`, the operator's command.
+
+Each command imports what it needs when it runs, so that help, completion and `keygen` answer at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import secrets
+from typing import Any
+
+import click
+
+from shadowmesh import __version__
+from shadowmesh.errors import ConfigError, ShadowMeshError
+
+_ELSEWHERE = {"demo": "shadowmesh.cli.demo"}  # command -> module that has it under the same name
+
+
+class _Commands(click.Group):
+    """Loads the large commands only when they are asked for, and turns our errors into an exit status."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *_ELSEWHERE})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _ELSEWHERE:
+            return super().get_command(ctx, cmd_name)
+        command: click.Command = getattr(importlib.import_module(_ELSEWHERE[cmd_name]), cmd_name)
+        return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ConfigError as error:
+            click.echo(str(error), err=True)
+            ctx.exit(2)
+        except ShadowMeshError as error:
+            click.echo(f"shadowmesh: {error}", err=True)
+            ctx.exit(1)
+        except OSError as error:
+            if error.errno == errno.EPIPE:
+                raise  # click ends quietly
+            click.echo(f"shadowmesh: {error}", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="shadowmesh %(version)s")
+def cli() -> None:
+    """ShadowMesh: an encrypted overlay network that works wherever a WebSocket does."""
+
+
+@cli.command()
+def keygen() -> None:
+    """Print a new network key, 64 hex digits for encryption.key."""
+    click.echo(secrets.token_hex(32))
+
+
+@cli.command()
+def version() -> None:
+    """Print the version."""
+    click.echo(f"shadowmesh {__version__}")
+
+
+@cli.command("check-config")
+@click.option("--relay", "kind", flag_value="relay", help="Check FILE as a relay configuration.")
+@click.option("--client", "kind", flag_value="client", help="Check FILE as a client configuration.")
+@click.argument("file", type=click.Path())
+def check_config(kind: str | None, file: str) -> None:
+    """Check a configuration FILE; without an option its keys say whether it is a relay's or a client's.
+
+    Prints every mistake with its place, and ends with status 2 if there is one.
+    """
+    from shadowmesh.config import (
+        ClientConfig,
+        Loaded,
+        RelayConfig,
+        load_client_config,
+        load_config,
+        load_relay_config,
+    )
+
+    loaded: Loaded[RelayConfig] | Loaded[ClientConfig]
+    if kind == "relay":
+        loaded = load_relay_config(file)
+    elif kind == "client":
+        loaded = load_client_config(file)
+    else:
+        loaded = load_config(file)
+    for warning in loaded.warnings:
+        click.echo(f"warning: {warning}", err=True)
+    kind = "client"
+    if isinstance(loaded.config, RelayConfig):
+        kind = "relay"
+        if unused := loaded.config.without_effect:
+            click.echo(f"note: no effect yet in this version: {', '.join(unused)}", err=True)
+    click.echo(f"{file}: ok ({kind} configuration)")
+
+
+def main() -> None:
+    """Entry point."""
+    cli(prog_name="shadowmesh")

@@ -1,0 +1,49 @@
+"""`shadowmesh-relay`: reads the configuration and runs the relay."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from shadowmesh import __version__
+from shadowmesh.errors import ConfigError, StartError
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Exit status: 0 after SIGTERM or SIGINT, 1 if it cannot start, 2 for a wrong configuration."""
+    parser = argparse.ArgumentParser(
+        prog="shadowmesh-relay",
+        description="ShadowMesh relay: passes sealed frames on between the members of a network.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "-config",
+        "--config",
+        metavar="FILE",
+        help="configuration (default: /etc/shadowmesh/relay-config.yaml; if missing, built-in values)",
+    )
+    parser.add_argument("-version", "--version", action="version", version=f"shadowmesh-relay {__version__}")
+    arguments = parser.parse_args(argv)
+
+    # Only now what takes time to import: --help and --version answer at once.
+    from shadowmesh.config import load_relay_config
+
+    try:
+        loaded = load_relay_config(arguments.config)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        sys.exit(2)
+
+    from shadowmesh.observe.logging import configure, get_logger
+
+    configure(loaded.config.log_level)
+    for warning in loaded.warnings:
+        get_logger("config").warning(warning)
+
+    from shadowmesh.relay.app import run
+
+    try:
+        run(loaded)
+    except StartError as error:
+        print(f"shadowmesh-relay: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,32 @@
+"""Configuration: YAML files to validated frozen models; mistakes told as `file:line:column: key: what`."""
+
+from shadowmesh.config.address import HostPort, IPAddress, IPInterface, IPNetwork, RelayUrl
+from shadowmesh.config.client import ClientConfig, Route
+from shadowmesh.config.loader import (
+    Loaded,
+    load_client_config,
+    load_config,
+    load_relay_config,
+    parse_client_config,
+    parse_relay_config,
+)
+from shadowmesh.config.relay import RelayConfig
+from shadowmesh.config.secret import SecretKey
+
+__all__ = [
+    "ClientConfig",
+    "HostPort",
+    "IPAddress",
+    "IPInterface",
+    "IPNetwork",
+    "Loaded",
+    "RelayConfig",
+    "RelayUrl",
+    "Route",
+    "SecretKey",
+    "load_client_config",
+    "load_config",
+    "load_relay_config",
+    "parse_client_config",
+    "parse_relay_config",
+]

@@ -1,0 +1,309 @@
+"""The daemon's configuration: the guide's sections and keys, and optional ones of ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from ipaddress import ip_network
+from pathlib import PurePath
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, PlainValidator, ValidationInfo, field_validator
+
+from shadowmesh.config.address import (
+    HostPort,
+    IPAddress,
+    IPInterface,
+    IPNetwork,
+    RelayUrl,
+    as_ip,
+    host_port,
+    overlap,
+    overlay_interface,
+    overlay_ip,
+    prefix,
+    relay_url,
+)
+from shadowmesh.config.secret import SecretKey, network_key
+from shadowmesh.config.values import Model, Problems, choice, flag_only, label, level, shown, text, whole
+from shadowmesh.config.yaml import KEY, Path
+
+_MOST_ADDRESSES = 8  # an info record has no room for more (protocol, section 4)
+_MOST_ROUTES = 64
+_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")  # protocol, section 2
+
+
+def _device_name(value: object) -> str:
+    """As Linux has it (dev_valid_name), and without %, which the TUN driver takes for a pattern."""
+    name = text(value)
+    if not re.fullmatch(r"[!-~]{1,15}", name) or set(name) & set("/:%") or name in (".", ".."):
+        raise ValueError(
+            f"{shown(name)} is no name for a network device; write 1 to 15 ASCII characters "
+            "without space, /, : and %, such as shadowmesh0"
+        )
+    return name
+
+
+def _mode(value: object) -> str:
+    mode = text(value)
+    if mode.lower() != "tun":
+        raise ValueError(f'{shown(mode)} is not built yet in this version; write "tun"')
+    return "tun"
+
+
+def _no_peer_address(value: object) -> str:
+    if text(value):
+        raise ValueError('a fixed peer address is not built yet in this version; write ""')
+    return ""
+
+
+def _directory(value: object) -> str:
+    path = text(value)
+    if not PurePath(path).is_absolute():
+        raise ValueError(f"{shown(path)} is not an absolute path; write one such as /var/lib/shadowmesh")
+    return path
+
+
+def _one_or_list(value: object) -> object:
+    values = value if isinstance(value, (list, tuple)) else [value]
+    if not 1 <= len(values) <= _MOST_ADDRESSES:
+        raise ValueError(f"has {len(values)} addresses; write 1 to {_MOST_ADDRESSES}")
+    return values
+
+
+def _trusted(value: object) -> dict[IPAddress, str]:
+    if value is None:
+        return {}
+    if not isinstance(value, dict):
+        raise ValueError("must be a section with lines such as 10.10.10.7: its fingerprint")
+    trusted: dict[IPAddress, str] = {}
+    problems: list[tuple[Path, str]] = []
+    for name, entry in value.items():
+        path = ("peers", "trusted", name)
+        try:
+            ip = overlay_ip(name)
+            if ip in trusted:
+                raise ValueError(f"{ip} is given twice; keep one of them")
+            trusted[ip] = ""
+        except ValueError as error:
+            problems.append(((*path, KEY), str(error)))
+            continue
+        try:
+            trusted[ip] = _fingerprint(entry)
+        except ValueError as error:
+            problems.append((path, str(error)))
+    _refuse(problems)
+    return trusted
+
+
+def _fingerprint(value: object) -> str:
+    fingerprint = text(value).lower()
+    if not re.fullmatch("[a-z2-7]{32}", fingerprint):
+        raise ValueError(
+            f"{shown(fingerprint)} is no fingerprint; write its 32 letters and digits (a-z, 2-7)"
+        )
+    return fingerprint
+
+
+class DaemonConfig(Model):
+    """`daemon:` the process itself."""
+
+    listen_address: Annotated[HostPort, PlainValidator(host_port)] = HostPort("127.0.0.1", 9090)
+    log_level: Annotated[str, PlainValidator(level)] = "info"
+    state_directory: Annotated[str, PlainValidator(_directory)] = "/var/lib/shadowmesh"
+
+
+class Route(Model):
+    """A prefix `to` behind the peer that has the overlay IP `via`."""
+
+    to: Annotated[IPNetwork, PlainValidator(prefix)] = Field(examples=["192.168.7.0/24"])
+    via: Annotated[IPAddress, PlainValidator(overlay_ip)] = Field(examples=["10.10.10.7"])
+
+
+class NetworkConfig(Model):
+    """`network:` the TUN device, its addresses (at least one) and routes."""
+
+    mode: Annotated[str, PlainValidator(_mode)] = "tun"
+    device_name: Annotated[str, PlainValidator(_device_name)] = "shadowmesh0"
+    local_ip: Annotated[
+        tuple[Annotated[IPInterface, PlainValidator(overlay_interface)], ...], BeforeValidator(_one_or_list)
+    ] = Field(examples=["10.10.10.7/24"])
+    mtu: Annotated[int, PlainValidator(whole(1280, 9000))] = 1400
+    routes: tuple[Route, ...] = Field(default=(), max_length=_MOST_ROUTES)
+    advertise: tuple[Annotated[IPNetwork, PlainValidator(prefix)], ...] = Field(
+        default=(), max_length=_MOST_ROUTES
+    )
+
+    @field_validator("local_ip", mode="after")
+    @classmethod
+    def _addresses_differ(cls, own: tuple[IPInterface, ...]) -> tuple[IPInterface, ...]:
+        ips = [interface.ip for interface in own]
+        _refuse(
+            (("network", "local_ip", i), f"{ip} is given twice; keep one of them")
+            for i, ip in enumerate(ips)
+            if ip in ips[:i]
+        )
+        return own
+
+    @field_validator("routes", mode="after")
+    @classmethod
+    def _routes_fit(cls, routes: tuple[Route, ...], info: ValidationInfo) -> tuple[Route, ...]:
+        own: tuple[IPInterface, ...] = info.data.get("local_ip", ())
+        found: list[tuple[Path, str]] = _unfit([route.to for route in routes], own, "routes", "to")
+        networks = " or ".join(str(interface.network) for interface in own)
+        for i, route in enumerate(routes if own else ()):
+            if any(route.via == interface.ip for interface in own):
+                words = f"{route.via} is this device itself; write the overlay IP of the peer before it"
+            elif not any(route.via in interface.network for interface in own):
+                words = f"{route.via} is outside of the overlay network; write the IP of a peer in {networks}"
+            else:
+                continue
+            found.append((("network", "routes", i, "via"), words))
+        _refuse(found)
+        return routes
+
+    @field_validator("advertise", mode="after")
+    @classmethod
+    def _offers_fit(cls, offers: tuple[IPNetwork, ...], info: ValidationInfo) -> tuple[IPNetwork, ...]:
+        found = _unfit(list(offers), info.data.get("local_ip", ()), "advertise")
+        for i, offer in enumerate(offers):
+            if any(offer == route.to for route in info.data.get("routes", ())):
+                found.append(
+                    (
+                        ("network", "advertise", i),
+                        f"{offer} is also in network.routes; keep it in one of them",
+                    )
+                )
+        _refuse(found)
+        return offers
+
+
+def _unfit(prefixes: list[IPNetwork], own: tuple[IPInterface, ...], *key: str) -> list[tuple[Path, str]]:
+    """Prefixes given twice, and those that reach into the overlay network itself."""
+    found: list[tuple[Path, str]] = []
+    for i, one in enumerate(prefixes):
+        at: Path = ("network", key[0], i, *key[1:])
+        if one in prefixes[:i]:
+            found.append((at, f"{one} is given twice; keep one of them"))
+        for interface in own:
+            if overlap(one, interface.network):
+                found.append(
+                    (at, f"{one} overlaps the overlay network {interface.network}; write one outside of it")
+                )
+                break
+    return found
+
+
+def _refuse(found: Iterable[tuple[Path, str]]) -> None:
+    if problems := list(found):
+        raise Problems(problems)
+
+
+class EncryptionConfig(Model):
+    """`encryption:` the one secret of the network."""
+
+    key: Annotated[SecretKey, PlainValidator(network_key)] = Field(
+        examples=["<what shadowmesh keygen prints>"]
+    )
+
+
+class PeerConfig(Model):
+    """`peer:` who this device is to the others."""
+
+    address: Annotated[str, PlainValidator(_no_peer_address)] = ""
+    id: Annotated[str, PlainValidator(label)] = Field(examples=["laptop"])
+
+
+class NatConfig(Model):
+    """`nat:` not built yet, so off."""
+
+    enabled: Annotated[
+        bool, PlainValidator(flag_only(False, "NAT traversal is not built yet in this version"))
+    ] = False
+
+
+class RelayLinkConfig(Model):
+    """`relay:` the relay this device connects to."""
+
+    enabled: Annotated[
+        bool, PlainValidator(flag_only(True, "a device without a relay is not built yet in this version"))
+    ] = True
+    server: Annotated[RelayUrl, PlainValidator(relay_url)] = Field(examples=["ws://203.0.113.9:9545"])
+
+
+class P2PConfig(Model):
+    """`p2p:` not built yet, so off; `listener_port` counts once the listener can be on."""
+
+    listener_enabled: Annotated[
+        bool, PlainValidator(flag_only(False, "the peer-to-peer listener is not built yet in this version"))
+    ] = False
+    listener_port: Annotated[int, PlainValidator(whole(0, 65535))] = 0
+
+
+class PeersConfig(Model):
+    """`peers:` what to do when a known overlay IP comes with another key."""
+
+    verify: Annotated[Literal["warn", "strict"], PlainValidator(choice("warn", "strict"))] = "warn"
+    trusted: Annotated[dict[IPAddress, str], PlainValidator(_trusted)] = Field(default_factory=dict)
+
+
+class ClientConfig(Model):
+    """What a daemon runs with."""
+
+    daemon: DaemonConfig = Field(default_factory=DaemonConfig)
+    network: NetworkConfig
+    encryption: EncryptionConfig
+    peer: PeerConfig
+    nat: NatConfig = Field(default_factory=NatConfig)
+    relay: RelayLinkConfig
+    p2p: P2PConfig = Field(default_factory=P2PConfig)
+    peers: PeersConfig = Field(default_factory=PeersConfig)
+
+    @field_validator("relay", mode="after")
+    @classmethod
+    def _relay_stays_outside(cls, relay: RelayLinkConfig, info: ValidationInfo) -> RelayLinkConfig:
+        """The connection to the relay must not be routed into the tunnel that it carries."""
+        network: NetworkConfig | None = info.data.get("network")
+        ip = as_ip(relay.server.host)
+        if network is None or ip is None:
+            return relay
+        inside = [interface.network for interface in network.local_ip] + [
+            route.to for route in network.routes
+        ]
+        for one in inside:
+            if overlap(one, ip_network(ip)):
+                words = f"{ip} lies in {one}, which goes into the tunnel; write an address outside of it"
+                raise Problems([(("relay", "server"), words)])
+        return relay
+
+    def cautions(self) -> list[tuple[Path, str]]:
+        """An example or no name as peer id, a public overlay IP, a status others can read, no port."""
+        found: list[tuple[Path, str]] = []
+        listen, server, name = self.daemon.listen_address, self.relay.server, self.peer.id
+        listen_ip = as_ip(listen.host)
+        if listen_ip is not None and not listen_ip.is_loopback:
+            words = f"whoever reaches {listen_ip} can read the daemon's status; 127.0.0.1 keeps it here"
+            found.append((("daemon", "listen_address"), words))
+        for i, interface in enumerate(self.network.local_ip):
+            if interface.ip.is_global:
+                words = f"{interface} belongs to the public Internet; 10.0.0.0/8 or fd00::/8 are private"
+                found.append((("network", "local_ip", i), words))
+        if name == "client-unique-id":
+            found.append(
+                (("peer", "id"), f'"{name}" is the guide\'s example; write a name of its own on each device')
+            )
+        elif not _NAME.fullmatch(name.lower()):
+            words = f"{shown(name)} cannot be used as a name; write letters, digits and . _ - between them"
+            found.append((("peer", "id"), words))
+        if server.scheme == "ws" and f":{server.port}/" not in server.url:
+            found.append((("relay", "server"), "has no port, so 80 is used; a relay's own port is 9545"))
+        return found
+
+
+LATER = frozenset(
+    {
+        *("encryption.key_file", "encryption.next_key"),
+        *("relay.api_key", "relay.insecure_api_key", "relay.servers", "relay.proxy", "relay.tls_ca_file"),
+    }
+)
+"""Keys of later versions: refused as not built yet, not as unknown."""

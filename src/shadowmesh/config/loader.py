@@ -1,0 +1,253 @@
+"""Configuration files to models; every mistake is one line: `file:line:column: key: what is wrong`."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import shlex
+import stat
+import typing
+from dataclasses import dataclass
+from typing import Any, Generic, TypeGuard, TypeVar
+
+from pydantic import ValidationError
+
+from shadowmesh.config import client, relay
+from shadowmesh.config.client import ClientConfig
+from shadowmesh.config.relay import RelayConfig
+from shadowmesh.config.values import Model, Problems, shown
+from shadowmesh.config.yaml import KEY, MAX_BYTES, Document, Path, Problem, parse
+from shadowmesh.errors import ConfigError
+
+DEFAULT_RELAY_PATH = "/etc/shadowmesh/relay-config.yaml"
+MAX_PROBLEMS = 50  # a file that is wrong all over does not scroll the first mistakes away
+
+T = TypeVar("T", bound=Model)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded(Generic[T]):
+    """A valid configuration, finished warning lines for people, and where it is from."""
+
+    config: T
+    warnings: list[str]
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind(Generic[T]):
+    """One of the two files: its model, the program that reads it, and the keys of later versions."""
+
+    name: str
+    program: str
+    model: type[T]
+    later: frozenset[str]
+
+    def keys(self) -> dict[Path, list[str]]:
+        """Key names of each section, by the path of the section; a list's index is left out of the path."""
+        return _keys(self.model, ())
+
+
+_RELAY = _Kind("relay", "shadowmesh-relay", RelayConfig, relay.LATER)
+_CLIENT = _Kind("client", "shadowmesh-daemon", ClientConfig, client.LATER)
+
+
+def load_relay_config(path: str | None) -> Loaded[RelayConfig]:
+    """The relay's configuration; without a path that in /etc/shadowmesh, else the guide's values.
+
+    Raises ConfigError with all problems.
+    """
+    if path is None:
+        try:
+            os.stat(DEFAULT_RELAY_PATH)
+        except FileNotFoundError:
+            words = (
+                f"no -config given and no {DEFAULT_RELAY_PATH}: running with the deployment guide's values"
+            )
+            return Loaded(RelayConfig(), [words], "built-in defaults")
+        except OSError:
+            pass  # not ours to see: reading it gives the message
+        path = DEFAULT_RELAY_PATH
+    return parse_relay_config(_read(path)[0], path)
+
+
+def load_client_config(path: str) -> Loaded[ClientConfig]:
+    """The daemon's configuration. Raises ConfigError with all problems."""
+    content, mode = _read(path)
+    return _warn_of_readers(parse_client_config(content, path), mode)
+
+
+def parse_relay_config(content: bytes, name: str) -> Loaded[RelayConfig]:
+    """Like `load_relay_config` for the bytes of a file; `name` stands in messages."""
+    return _check(parse(content, name), _RELAY, name)
+
+
+def parse_client_config(content: bytes, name: str) -> Loaded[ClientConfig]:
+    """Like `load_client_config` for the bytes of a file; `name` stands in messages."""
+    return _check(parse(content, name), _CLIENT, name)
+
+
+def load_config(path: str) -> Loaded[RelayConfig] | Loaded[ClientConfig]:
+    """A configuration of the kind that its top-level keys speak for. Raises ConfigError with all problems."""
+    content, mode = _read(path)
+    document = parse(content, path)
+    relays, clients = (
+        len(document.data.keys() & kind.model.model_fields.keys()) for kind in (_RELAY, _CLIENT)
+    )
+    if relays > clients:
+        return _check(document, _RELAY, path)
+    if clients > relays:
+        return _warn_of_readers(_check(document, _CLIENT, path), mode)
+    raise ConfigError(
+        [f"{path}: by its keys neither a relay nor a client configuration; say which it should be"]
+    )
+
+
+def _warn_of_readers(loaded: Loaded[ClientConfig], mode: int) -> Loaded[ClientConfig]:
+    if os.name == "posix" and mode & (stat.S_IRGRP | stat.S_IROTH):
+        loaded.warnings.append(
+            f"{loaded.source}: holds the network key and others may read it (mode {stat.S_IMODE(mode):04o}); "
+            f"mend it with: chmod 600 {shlex.quote(loaded.source)}"
+        )
+    return loaded
+
+
+def _read(path: str) -> tuple[bytes, int]:
+    """Content (at most one byte more than is allowed) and mode of a file."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(MAX_BYTES + 1), os.fstat(file.fileno()).st_mode
+    except FileNotFoundError:
+        words = "no such file"
+    except IsADirectoryError:
+        words = "a directory; give the file in it"
+    except PermissionError:
+        words = "may not be read by this user; run as root, or change the owner or mode of the file"
+    except (OSError, ValueError) as error:
+        words = f"cannot be read: {error.strerror if isinstance(error, OSError) else error}"
+    raise ConfigError([f"{path}: {words}"])
+
+
+def _check(document: Document, kind: _Kind[T], name: str) -> Loaded[T]:
+    other: _Kind[Any] = _CLIENT if kind.model is RelayConfig else _RELAY
+    own_keys, other_keys = (document.data.keys() & k.model.model_fields.keys() for k in (kind, other))
+    if other_keys and not own_keys:
+        raise ConfigError(
+            [f"{name}: a {other.name} configuration, for {other.program}; {kind.program} needs its own"]
+        )
+    problems = list(document.problems)
+    try:
+        config = kind.model.model_validate(_with_sections(document, kind.model))
+    except ValidationError as error:
+        for one in error.errors(include_url=False, include_input=False):
+            problems += _problems(document, one["loc"], one["type"], one.get("ctx", {}), kind.model)
+    if problems:
+        problems.sort(key=lambda problem: problem.position)
+        lines = [_line(name, problem, kind, other) for problem in problems[:MAX_PROBLEMS]]
+        if len(problems) > MAX_PROBLEMS:
+            lines.append(f"{name}: and {len(problems) - MAX_PROBLEMS} more")
+        raise ConfigError(lines)
+    cautions = [_locate(document, path, words) for path, words in config.cautions()]
+    return Loaded(config, [_line(name, caution, kind, other) for caution in sorted(cautions)], name)
+
+
+def _with_sections(document: Document, model: type[Model]) -> dict[str, object]:
+    """The data with all sections there, so that a missing one is reported by the keys it lacks."""
+    data = dict(document.data)
+    for name, field in model.model_fields.items():
+        if _is_model(field.annotation) and data.get(name) is None:
+            data[name] = {}
+    return data
+
+
+def _is_model(annotation: object) -> TypeGuard[type[Model]]:
+    return isinstance(annotation, type) and issubclass(annotation, Model)
+
+
+_TYPES = {
+    "model_type": 'must be a section, with lines such as "key: value" below it',
+    "tuple_type": 'must be a list, with lines that begin with "- "',
+    "too_long": "has too many entries; at most {max_length} are allowed",
+}
+
+
+def _problems(
+    document: Document, path: Path, kind: str, context: dict[str, Any], model: type[Model]
+) -> list[Problem]:
+    """One pydantic error of the given type as problems of the file."""
+    if kind == "value_error":
+        error = context["error"]
+        found = error.found if isinstance(error, Problems) else [(path, str(error))]
+        return [_locate(document, *one) for one in found]
+    if kind == "extra_forbidden":
+        return [Problem(document.keys[path], path, "")]
+    if kind == "missing":
+        section = path[:-1]
+        position = document.keys.get(section) or document.values.get(section, (1, 1))
+        return [Problem(position, path, _missing(model, path))]
+    return [_locate(document, path, _TYPES[kind].format_map(context))]
+
+
+def _locate(document: Document, path: Path, words: str) -> Problem:
+    if path[-1] == KEY:
+        return Problem(document.keys[path[:-1]], path[:-1], words)
+    while path not in document.values and isinstance(path[-1], int):
+        path = path[:-1]  # one value stands where a list may
+    return Problem(document.values.get(path, (1, 1)), path, words)
+
+
+def _line(name: str, problem: Problem, kind: _Kind[Any], other: _Kind[Any]) -> str:
+    (line, column), path, words = problem
+    key = _dotted(path)
+    return f"{name}:{line}:{column}: {key}{': ' if key else ''}{words or _unknown(path, kind, other)}"
+
+
+def _dotted(path: Path) -> str:
+    return "".join(
+        f"[{part}]" if isinstance(part, int) else f".{shown(part)[1:-1]}" for part in path
+    ).removeprefix(".")
+
+
+def _unknown(path: Path, kind: _Kind[Any], other: _Kind[Any]) -> str:
+    """What to say about a key that the model does not have."""
+    if _dotted(path) in kind.later:
+        return "is not built yet in this version; remove it"
+    sections, name = kind.keys(), str(path[-1])
+    here = sections[tuple(part for part in path[:-1] if isinstance(part, str))]
+    everywhere: dict[str, list[str]] = {}
+    for section, names in sections.items():
+        for known in names:
+            everywhere.setdefault(known, []).append(_dotted((*section, known)))
+    if name in everywhere:
+        return f"unknown key here; it is known as {' and '.join(everywhere[name])}"
+    if name in other.model.model_fields and len(path) == 1:
+        return f"unknown key; it belongs to the configuration of {other.program}"
+    written = name[:64].lower().replace("-", "_")
+    if near := difflib.get_close_matches(written, here, 1):
+        return f"unknown key; did you mean {near[0]}?"
+    if near := difflib.get_close_matches(written, everywhere, 1, 0.75):
+        return f"unknown key; did you mean {everywhere[near[0]][0]}?"
+    return f"unknown key; known here are {', '.join(here)}"
+
+
+def _section(model: type[Model], name: str) -> type[Model] | None:
+    """The model of a section or of a list's items; None for a value."""
+    annotation = model.model_fields[name].annotation
+    candidates = [annotation, *typing.get_args(annotation)]
+    return next((one for one in candidates if _is_model(one)), None)
+
+
+def _keys(model: type[Model], path: Path) -> dict[Path, list[str]]:
+    found: dict[Path, list[str]] = {path: list(model.model_fields)}
+    for name in model.model_fields:
+        if below := _section(model, name):
+            found |= _keys(below, (*path, name))
+    return found
+
+
+def _missing(model: type[Model], path: Path) -> str:
+    *sections, name = (part for part in path if isinstance(part, str))
+    for section in sections:
+        model = _section(model, section) or model
+    example = (model.model_fields[name].examples or [""])[0]
+    return f'is missing; write it under "{sections[-1]}:", such as {name}: "{example}"'

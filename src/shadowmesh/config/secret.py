@@ -1,0 +1,46 @@
+"""The network key of a configuration, and how it is kept out of every text."""
+
+from __future__ import annotations
+
+import re
+
+from shadowmesh.config.values import text
+from shadowmesh.crypto.examples import public_example
+
+_MAKE_ONE = "make one with: shadowmesh keygen (the same key on every device of the network)"
+
+
+class SecretKey:
+    """32 bytes that neither `repr` nor `str` shows."""
+
+    __slots__ = ("_key",)
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def reveal(self) -> bytes:
+        """The key itself, 32 bytes."""
+        return self._key
+
+    def __repr__(self) -> str:
+        return "SecretKey(hidden)"
+
+
+def network_key(value: object) -> SecretKey:
+    """64 hex digits that no public example uses. Raises ValueError, without the key in it."""
+    if isinstance(value, SecretKey):
+        return value
+    digits = text(value)
+    if "YOUR_" in digits:
+        raise ValueError(f"is the guide's placeholder; {_MAKE_ONE}")
+    foreign = re.search("[^0-9a-fA-F]", digits)
+    if foreign:
+        raise ValueError(
+            f"character {foreign.start() + 1} of {len(digits)} is no hex digit (0-9, a-f); {_MAKE_ONE}"
+        )
+    if len(digits) != 64:
+        raise ValueError(f"has {len(digits)} hex digits where 64 belong; {_MAKE_ONE}")
+    key = bytes.fromhex(digits)
+    if example := public_example(key):
+        raise ValueError(f"is a key that public examples use ({example}); {_MAKE_ONE}")
+    return SecretKey(key)

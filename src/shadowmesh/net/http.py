@@ -1,0 +1,119 @@
+"""Small HTTP servers (health, metrics, local API): a Starlette app, served by uvicorn in the running loop.
+
+The one place that imports uvicorn. It gets no signal handlers, no logging configuration and no access log.
+Each connection serves one request and has bounds on its size, its time and the number of its like.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from shadowmesh.errors import StartError
+
+MAX_HEADER_BYTES = 16 * 1024
+MAX_CONNECTIONS = 64
+REQUEST_SECONDS = 10.0
+SHUTDOWN_SECONDS = 1
+
+
+class HttpServer:
+    """A running HTTP server; made by `serve_http`."""
+
+    def __init__(self, server: _Server, task: asyncio.Task[None], port: int) -> None:
+        self._server = server
+        self._task = task
+        self.port = port
+
+    async def close(self) -> None:
+        """Stop listening, let running requests end (at most a second), and free the port."""
+        self._server.should_exit = True
+        await self._task
+
+
+async def serve_http(app: ASGIApp, host: str | None, port: int, what: str) -> HttpServer:
+    """Serve `app` on `host` (None: all interfaces, IPv4 and IPv6) and `port` (0: any free one).
+
+    `what` names the port in the StartError that is raised when it cannot be had, e.g. "health_port".
+    """
+    listener = listen(host, port, what)
+    server = _Server(
+        uvicorn.Config(
+            app,
+            http=_Protocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            headers=[("Connection", "close")],
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            limit_concurrency=MAX_CONNECTIONS,
+            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        )
+    )
+    task = asyncio.create_task(server.serve(sockets=[listener]), name=f"http {what}")
+    while not server.started and not task.done():
+        await asyncio.sleep(0)
+    if task.done():
+        listener.close()
+        task.result()
+    return HttpServer(server, task, listener.getsockname()[1])
+
+
+def listen(host: str | None, port: int, what: str) -> socket.socket:
+    """A listening TCP socket; with `host` None one for IPv6 and IPv4 together (IPv4 only where IPv6 is
+    missing).
+
+    Raises StartError in words, with `what` as the name of the setting.
+    """
+    try:
+        if host is None and socket.has_dualstack_ipv6():
+            return socket.create_server(
+                ("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024
+            )
+        family = socket.AF_INET6 if host is not None and ":" in host else socket.AF_INET
+        return socket.create_server((host or "", port), family=family, backlog=1024)
+    except OSError as exc:
+        where = f"{what} {port}" + (f" on {host}" if host else "")
+        raise StartError(f"{where}: {_reason(exc)}") from None
+
+
+def _reason(exc: OSError) -> str:
+    if exc.errno == errno.EADDRINUSE:
+        return "another program has this port; stop it or choose another port in the configuration"
+    if exc.errno == errno.EACCES:
+        return "no permission for this port; choose one above 1023 or give the program CAP_NET_BIND_SERVICE"
+    if exc.errno == errno.EADDRNOTAVAIL or isinstance(exc, socket.gaierror):
+        return "this host has no such address"
+    return exc.strerror or str(exc)
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals belong to the program, not to one of its servers."""
+        yield
+
+
+class _Protocol(H11Protocol):
+    """Drops a connection that has not sent a whole request in time; uvicorn itself would wait for ever."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._deadline = self.loop.call_later(REQUEST_SECONDS, self._too_slow)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._deadline.cancel()
+        super().connection_lost(exc)
+
+    def _too_slow(self) -> None:
+        if self.cycle is None or self.cycle.more_body:
+            self.transport.abort()

@@ -1,0 +1,273 @@
+"""Accepting WebSocket connections: `serve`. See `net.websocket` for the rules of a connection.
+
+The accept path is our own because picows shows its upgrade factory no peer address. Connections that have not sent
+their upgrade request yet are unknown to everybody else, so they are bounded here: in time, in all, and per source.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from asyncio import AbstractEventLoop, Task
+from base64 import b64decode
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from ssl import SSLContext
+from typing import Any
+from urllib.parse import parse_qsl
+
+import aiofastnet
+from picows import WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithListener
+
+from shadowmesh.net.http import listen
+from shadowmesh.net.websocket import EARLY_LIMIT, Protocol, WebSocket, host_port
+
+UPGRADE_SECONDS = 10.0
+ACCEPTS_PER_WAKEUP = 64
+ACCEPT_PAUSE = 0.2
+"""Seconds without accepting after an error such as EMFILE, which trying again at once would only repeat."""
+MAX_PENDING = 1024
+"""Connections without an upgrade request yet; the oldest goes when there are more."""
+MAX_PENDING_PER_SOURCE = 64
+"""The same per source address, loopback (a reverse proxy) excepted; the newest is refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A WebSocket upgrade request. `path` is as sent, without the query; names of `headers` in any case."""
+
+    path: str
+    query: dict[str, str]
+    headers: Mapping[str, str]
+    remote: tuple[str, int]
+    subprotocols: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """An HTTP answer (`status` ≥ 400) instead of the upgrade; `body` is plain text."""
+
+    status: int
+    body: str
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class Server:
+    """A listening WebSocket server; made by `serve`."""
+
+    def __init__(
+        self,
+        listener: socket.socket,
+        upgrade: Callable[[Request], WebSocket | Reject],
+        max_frame: int,
+        ssl: SSLContext | None,
+    ) -> None:
+        self.port: int = listener.getsockname()[1]
+        self.connections: set[WebSocket] = set()
+        """Those whose upgrade was accepted and which are not lost."""
+        self.accept_errors = 0
+        """Failed accept() calls, e.g. out of file descriptors."""
+        self.pending_refused = 0
+        """Connections closed because too many had not sent their request."""
+        self._loop: AbstractEventLoop = asyncio.get_running_loop()
+        self._listener: socket.socket | None = listener
+        self._upgrade = upgrade
+        self.max_frame = max_frame
+        self._ssl = ssl
+        self._pending: dict[_ServerProtocol, socket.socket] = {}
+        self._pending_from: Counter[str] = Counter()
+        self._tasks: set[Task[Any]] = set()
+        self._all_closed = asyncio.Event()
+        self._alive = 0
+        listener.setblocking(False)
+        self._loop.add_reader(listener, self._accept, listener)
+
+    def close(self) -> None:
+        """Stop listening and drop connections that are not upgraded; the others go on."""
+        if self._listener is not None:
+            self._loop.remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
+            while self._pending:
+                self._evict()
+            if not self._alive:
+                self._all_closed.set()
+
+    async def wait_closed(self) -> None:
+        """Wait until `close` was called and every connection is lost."""
+        await self._all_closed.wait()
+
+    def _accept(self, listener: socket.socket) -> None:
+        for _ in range(ACCEPTS_PER_WAKEUP):
+            try:
+                connection, address = listener.accept()
+            except BlockingIOError:
+                return
+            except ConnectionAbortedError:
+                continue
+            except OSError:
+                self.accept_errors += 1
+                self._loop.remove_reader(listener)
+                self._loop.call_later(ACCEPT_PAUSE, self._resume, listener)
+                return
+            self._admit(connection, host_port(address)[0])
+
+    def _resume(self, listener: socket.socket) -> None:
+        if self._listener is listener:
+            self._loop.add_reader(listener, self._accept, listener)
+
+    def _admit(self, connection: socket.socket, source: str) -> None:
+        if self._pending_from[source] >= MAX_PENDING_PER_SOURCE and not _is_loopback(source):
+            self.pending_refused += 1
+            connection.close()
+            return
+        if len(self._pending) >= MAX_PENDING:
+            self.pending_refused += 1
+            self._evict()
+        protocol = _ServerProtocol(self, source)
+        self._pending[protocol] = connection
+        self._pending_from[source] += 1
+        self._alive += 1
+        starting = aiofastnet.connect_accepted_socket(
+            self._loop,
+            lambda: protocol,
+            connection,
+            ssl=self._ssl,
+            ssl_handshake_timeout=UPGRADE_SECONDS if self._ssl else None,
+        )
+        task = self._loop.create_task(starting)
+        self._tasks.add(task)
+        task.add_done_callback(lambda task: self._started(task, protocol, connection))
+
+    def _started(self, task: Task[Any], protocol: _ServerProtocol, connection: socket.socket) -> None:
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        # connection_lost comes only to a protocol that connection_made came to.
+        if (error or task.cancelled()) and protocol.transport is None:
+            connection.close()
+            self.lost(protocol)
+        # A peer that breaks off, or fails in TLS, is no news.
+        if error is not None and not isinstance(error, OSError):
+            self._loop.call_exception_handler({"message": "cannot start a connection", "exception": error})
+
+    def _evict(self) -> None:
+        protocol, connection = next(iter(self._pending.items()))
+        self.settled(protocol)
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)  # whatever it waits for, it now reads the end of the stream
+
+    def settled(self, protocol: _ServerProtocol) -> None:
+        """`protocol` does not wait for an upgrade request any more."""
+        if self._pending.pop(protocol, None) is not None:
+            self._pending_from[protocol.source] -= 1
+            if not self._pending_from[protocol.source]:
+                del self._pending_from[protocol.source]
+
+    def lost(self, protocol: _ServerProtocol) -> None:
+        """The connection of `protocol` is gone."""
+        self.settled(protocol)
+        if protocol.ws is not None:
+            self.connections.discard(protocol.ws)
+        self._alive -= 1
+        if not self._alive and self._listener is None:
+            self._all_closed.set()
+
+    def upgrade(self, protocol: _ServerProtocol, request: WSUpgradeRequest) -> WSUpgradeResponseWithListener:
+        """Answer an upgrade request; picows calls this."""
+        self.settled(protocol)
+        try:
+            answer = _refusal(request) or self._upgrade(_request(request, protocol.remote))
+        except Exception as exc:
+            self._loop.call_exception_handler(
+                {"message": "unhandled exception in a WebSocket upgrade handler", "exception": exc}
+            )
+            answer = Reject(500, "internal error")
+        if isinstance(answer, Reject):
+            response = WSUpgradeResponse.create_error_response(
+                answer.status, f"{answer.body}\n".encode(), answer.headers
+            )
+            return WSUpgradeResponseWithListener(response, None)
+        protocol.attach(answer, EARLY_LIMIT)
+        self.connections.add(answer)
+        agreed = {"Sec-WebSocket-Protocol": answer.subprotocol} if answer.subprotocol else None
+        return WSUpgradeResponseWithListener(WSUpgradeResponse.create_101_response(agreed), answer)
+
+
+class _ServerProtocol(Protocol):
+    def __init__(self, server: Server, source: str) -> None:
+        super().__init__(
+            lambda request: server.upgrade(self, request),
+            server.max_frame,
+            client=False,
+            handshake_seconds=UPGRADE_SECONDS,
+        )
+        self.source = source
+        self._server = server
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._server.lost(self)
+        super().connection_lost(exc)
+
+
+async def serve(
+    host: str | None,
+    port: int,
+    upgrade: Callable[[Request], WebSocket | Reject],
+    *,
+    max_frame: int,
+    ssl: SSLContext | None = None,
+    what: str = "relay_port",
+) -> Server:
+    """Listen on `host` (None: all interfaces, IPv4 and IPv6) and `port` (0: any free one).
+
+    `upgrade` decides about every well-formed upgrade request: it returns the WebSocket to open, or what to answer
+    instead. A connection takes messages of EARLY_LIMIT bytes until its `raise_limit`, then of `max_frame`.
+    Raises StartError, in which `what` names the port.
+    """
+    return Server(listen(host, port, what), upgrade, max_frame, ssl)
+
+
+def _refusal(request: WSUpgradeRequest) -> Reject | None:
+    """Say no to what is not a WebSocket upgrade of RFC 6455; else bring its headers to the form picows takes.
+
+    picows wants `Connection: Upgrade` alone (Firefox sends `keep-alive, Upgrade`), takes drafts 7 and 8, and says no
+    only after the upgrade handler has said yes.
+    """
+    headers = request.headers
+    if "websocket" not in _tokens(headers, "Upgrade") or "upgrade" not in _tokens(headers, "Connection"):
+        return Reject(426, "This port speaks WebSocket.", {"Upgrade": "websocket"})
+    if headers.getall("Sec-WebSocket-Version", []) != ["13"]:
+        return Reject(
+            426, "WebSocket version 13 only.", {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+        )
+    if not _is_key(headers.getall("Sec-WebSocket-Key", [])):
+        return Reject(400, "Sec-WebSocket-Key is not one key of 16 bytes in base64.")
+    headers["Upgrade"], headers["Connection"] = "websocket", "upgrade"
+    return None
+
+
+def _request(request: WSUpgradeRequest, remote: tuple[str, int]) -> Request:
+    path, _, query = request.path.decode("ascii", "replace").partition("?")
+    fields = dict(parse_qsl(query, keep_blank_values=True))
+    offered = ",".join(request.headers.getall("Sec-WebSocket-Protocol", [])).split(",")
+    return Request(
+        path, fields, request.headers, remote, tuple(name.strip() for name in offered if name.strip())
+    )
+
+
+def _tokens(headers: Any, name: str) -> list[str]:
+    return [token.strip().lower() for token in ",".join(headers.getall(name, [])).split(",")]
+
+
+def _is_key(values: list[str]) -> bool:
+    try:
+        return len(values) == 1 and len(b64decode(values[0], validate=True)) == 16
+    except ValueError:
+        return False
+
+
+def _is_loopback(host: str) -> bool:
+    return ip_address(host.partition("%")[0]).is_loopback

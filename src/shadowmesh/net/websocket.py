@@ -1,0 +1,485 @@
+"""One WebSocket connection, for relay and daemon: our rules around picows. `net.server` and `net.client` make them.
+
+With those two the only place that imports picows and aiofastnet. picows parses frames in C and calls straight
+through, without tasks and copies; what it leaves open is closed here (RFC 6455 section numbers in brackets):
+
+- Memory. picows' read buffer doubles whenever a read nearly fills it and never shrinks. `get_buffer` lets no read go
+  beyond the largest message allowed now, so the buffer stops growing at the first of 4.5, 9, 18 … 144 KiB that holds
+  it: 9 KiB before `raise_limit`, 144 KiB for a `max_frame` of 128 KiB, and 4.5 KiB for a peer that sends little.
+  A message that does not fit is seen by the same test, before it is in memory.
+- After a close, ours or the peer's, nothing is delivered; the connection is aborted two seconds later if it still
+  exists, whatever the peer does.
+- Fragments are joined up to the same limit, into one buffer, however many they are [5.4]; reserved bits [5.2], wrong
+  order of fragments and text that is not UTF-8 [8.1] close the connection.
+- Pings are answered here, at a bounded rate, and not into a full write buffer.
+- A bug in one of our handlers goes to the loop's exception handler and closes that connection with 1011.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+import time
+from asyncio import TimerHandle
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from aiofastnet import Transport
+from picows import WSAutoPingStrategy, WSFrame, WSListener, WSMsgType, WSTransport
+from picows.picows import WSProtocol  # type: ignore[attr-defined]
+
+from shadowmesh.errors import LocalProtocolError
+from shadowmesh.ratelimit import TokenBucket
+from shadowmesh.wire.control import CLOSE_PROTOCOL, MAX_CONTROL
+
+# It warns of every write between an error and connection_lost, which any peer can cause.
+logging.getLogger("aiofastnet").setLevel(logging.ERROR)
+
+Buffer = bytes | bytearray | memoryview
+
+EARLY_LIMIT = MAX_CONTROL
+"""Bytes of a message before `raise_limit`."""
+MAX_REQUEST = 8192
+"""Bytes of an HTTP upgrade request."""
+MAX_RESPONSE = 16384
+"""Bytes of an HTTP response to ours, where picows itself gives up."""
+CLOSE_SECONDS = 2.0
+PING_RATE, PING_BURST = 50, 100
+PONG_ROOM = 16384
+"""A ping is not answered while more bytes than this wait to be written: a peer that does not read gets no queue."""
+
+_INITIAL_BUFFER = 4608  # doubled 5 times it holds a max_frame of 128 KiB with nothing to spare
+_BUFFER_SPARE = 256  # what picows takes off the size it is given
+
+_BINARY, _TEXT, _CONTINUATION = WSMsgType.BINARY, WSMsgType.TEXT, WSMsgType.CONTINUATION
+_PING, _PONG, _CLOSE = WSMsgType.PING, WSMsgType.PONG, WSMsgType.CLOSE
+
+
+class WebSocket(WSListener):
+    """One connection. Subclass it, override the hooks, and hand it to `net.client.connect` or `net.server.serve`.
+
+    The hooks run inside the event loop's read callback. `on_open` and `on_closed` come exactly once each, in pairs.
+    """
+
+    remote: tuple[str, int] = ("", 0)
+    """Address and port of the other end, set before the upgrade handler or `on_open` runs."""
+    local: tuple[str, int] = ("", 0)
+    subprotocol: str | None = None
+    """What the 101 response agrees to; the server's upgrade handler sets it."""
+    early_close: tuple[int, str] = (CLOSE_PROTOCOL, "message too long before the join")
+    """Close code and reason for a message over EARLY_LIMIT before `raise_limit`."""
+
+    send_binary: Callable[[Buffer], None]
+    """Send one BINARY message; silently dropped once closing. A bound method of picows: no Python call in between."""
+    write_buffer_size: Callable[[], int]
+    """Bytes accepted but not yet taken by the kernel."""
+
+    def __init__(self) -> None:
+        self.closing = False
+        """A close was sent or received, or the connection is lost; nothing more is delivered or sent."""
+        self.closed_here = False
+        """This side closed first."""
+        self.heard = False
+        """Set by every read; whoever watches for silence clears it."""
+        self.rtt: float | None = None
+        """Seconds between the latest `ping()` that was answered and its pong."""
+        self._special = False  # closing, or inside a fragmented message: leave the fast path
+        self._transport: WSTransport | None = None
+        self._protocol: Protocol | None = None
+        self._code: int | None = None
+        self._reason = ""
+        self._parts: bytearray | None = None
+        self._parts_kind = _BINARY
+        self._controls: TokenBucket | None = None
+        self._ping = 0
+        self._ping_at = 0.0
+        self.send_binary = _not_open
+        self.write_buffer_size = int
+
+    # Hooks
+
+    def on_open(self) -> None:
+        """The connection is up; sending is possible from here on."""
+
+    def on_binary(self, data: memoryview) -> None:
+        """One BINARY message. `data` points into the read buffer: use or copy it during this call, never keep it."""
+
+    def on_text(self, text: str) -> None:
+        """One TEXT message."""
+
+    def on_pong(self, payload: bytes) -> None:
+        """A pong; `rtt` is up to date if it answers the latest `ping()`."""
+
+    def on_closed(self, code: int | None, reason: str) -> None:
+        """The connection is gone. `code` and `reason` are of the first close frame, sent or received.
+
+        1005 stands for a close frame without a code, None for a connection lost without a close frame.
+        """
+
+    def pause_writing(self) -> None:
+        """More than `high` bytes wait to be written."""
+
+    def resume_writing(self) -> None:
+        """No more than `low` bytes wait."""
+
+    # Methods
+
+    def send_text(self, text: str) -> None:
+        """Send one TEXT message; silently dropped once closing."""
+        self._opened().send(_TEXT, text)
+
+    def ping(self) -> None:
+        """Send a ping with a counter in it; its pong sets `rtt`."""
+        self._ping += 1
+        self._ping_at = time.monotonic()
+        self._opened().send_ping(self._ping.to_bytes(8))
+
+    def close(self, code: int = 1000, reason: str = "") -> None:
+        """Start the closing handshake; does nothing when closing already. `reason` is cut to 123 ASCII bytes."""
+        if not self.closing:
+            transport = self._opened()
+            self.closed_here = True
+            self._end(code, reason)
+            # The stub has an Enum here, the C code any integer.
+            transport.send_close(code, reason.encode("ascii", "replace")[:123])  # type: ignore[arg-type]
+
+    def abort(self) -> None:
+        """Cut the connection at once; `on_closed` follows from the event loop."""
+        if self._transport is not None:
+            self._special = self.closing = True
+            self._transport.disconnect(graceful=False)
+
+    def set_write_limits(self, high: int, low: int) -> None:
+        """Set the waiting bytes at which `pause_writing` and `resume_writing` are called."""
+        self._opened().underlying_transport.set_write_buffer_limits(high, low)
+
+    def raise_limit(self) -> None:
+        """Allow messages up to `max_frame` from now on: the peer has shown who it is."""
+        if self._protocol is not None:
+            self._protocol.allow(self._protocol.max_frame)
+
+    # From here on called by picows and by Protocol only.
+
+    def on_ws_connected(self, transport: WSTransport) -> None:
+        self._transport = transport
+        self.send_binary = partial(transport.send, _BINARY)
+        self.write_buffer_size = transport.underlying_transport.get_write_buffer_size
+        self.guard(self.on_open)
+
+    def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
+        try:
+            if (
+                frame.msg_type is _BINARY
+                and frame.fin
+                and not self._special
+                and not (frame.rsv1 or frame.rsv2 or frame.rsv3)
+            ):
+                self.on_binary(frame.get_payload_as_memoryview())
+            else:
+                self._on_other(frame)
+        except Exception as error:
+            self._report(error)
+
+    def on_ws_disconnected(self, transport: WSTransport) -> None:
+        self._special = self.closing = True
+        self._parts = None
+        self.guard(self.on_closed, self._code, self._reason)
+
+    def guard(self, hook: Callable[..., None], *args: object) -> None:
+        """Call a hook; an exception is our bug: report it, close this connection, spare the others."""
+        try:
+            hook(*args)
+        except Exception as error:
+            self._report(error)
+
+    def attach(self, protocol: Protocol | None) -> None:
+        self._protocol = protocol
+
+    def lost_input(self) -> None:
+        """The peer will send no more: its end is closed, or picows cannot make sense of it and closes it."""
+        if not self.closing:
+            self._end(None, "")
+
+    def parse_error(self) -> None:
+        """Picows found a protocol error and is about to send a close frame."""
+        if not self.closing:
+            self.closed_here = True
+            self._end(1002, "protocol error")
+
+    def too_long(self) -> None:
+        """A message does not fit in the limit."""
+        early = self._protocol is not None and self._protocol.limit <= EARLY_LIMIT
+        self.close(*(self.early_close if early else (1009, "message too long")))
+
+    def _opened(self) -> WSTransport:
+        if self._transport is None:
+            raise LocalProtocolError("the WebSocket is not open yet")
+        return self._transport
+
+    def _report(self, error: Exception) -> None:
+        asyncio.get_running_loop().call_exception_handler(
+            {"message": f"unhandled exception in {type(self).__name__}", "exception": error}
+        )
+        self.close(1011, "internal error")
+
+    def _end(self, code: int | None, reason: str) -> None:
+        self._special = self.closing = True
+        self._code, self._reason = code, reason
+        self._parts = None
+        if self._protocol is not None:
+            self._protocol.expire()
+
+    def _on_other(self, frame: WSFrame) -> None:
+        kind = frame.msg_type
+        if kind is _CLOSE:
+            self._on_close(frame.get_payload_as_bytes())
+        elif self.closing:
+            pass
+        elif frame.rsv1 or frame.rsv2 or frame.rsv3:
+            self.close(1002, "reserved bit set")
+        elif kind is _PING or kind is _PONG:
+            self._on_control(kind, frame.get_payload_as_bytes())
+        elif (kind is _CONTINUATION) != (self._parts is not None):
+            self.close(1002, "fragments out of order")
+        elif self._parts is None and frame.fin:
+            self._deliver(kind, frame.get_payload_as_memoryview())
+        else:
+            self._on_fragment(kind, frame)
+
+    def _on_fragment(self, kind: WSMsgType, frame: WSFrame) -> None:
+        if self._parts is None:
+            self._parts, self._parts_kind, self._special = bytearray(), kind, True
+        assert self._protocol is not None
+        if len(self._parts) + frame.payload_size > self._protocol.limit:
+            self.too_long()
+            return
+        self._parts += frame.get_payload_as_memoryview()
+        if frame.fin:
+            message, self._parts, self._special = self._parts, None, False
+            self._deliver(self._parts_kind, memoryview(message))
+
+    def _deliver(self, kind: WSMsgType, data: memoryview) -> None:
+        if kind is _BINARY:
+            self.on_binary(data)
+            return
+        try:
+            text = str(data, "utf-8")
+        except UnicodeDecodeError:
+            self.close(1007, "text is not UTF-8")
+        else:
+            self.on_text(text)
+
+    def _on_control(self, kind: WSMsgType, payload: bytes) -> None:
+        if self._controls is None:
+            self._controls = TokenBucket(PING_RATE, PING_BURST)
+        now = time.monotonic()
+        if not self._controls.take(now):
+            self.close(1008, "too many pings")
+        elif kind is _PONG:
+            if payload == self._ping.to_bytes(8):
+                self.rtt = now - self._ping_at
+            self.on_pong(payload)
+        elif self.write_buffer_size() <= PONG_ROOM:
+            self._opened().send_pong(payload)
+
+    def _on_close(self, payload: bytes) -> None:
+        transport = self._opened()
+        if not self.closing:
+            code = int.from_bytes(payload[:2]) if payload else 1005
+            self._end(code, payload[2:].decode(errors="replace"))
+            # 1005 is no code to send, and neither is one the peer may not send [7.4].
+            valid = 1000 <= code < 5000 and code not in (1004, 1006, 1015)
+            echo = 1000 if code == 1005 else code if valid else 1002
+            transport.send_close(echo)  # type: ignore[arg-type]
+        if not transport.is_client_side:
+            transport.disconnect()  # the server ends the TCP connection, the client waits for that [7.1.1]
+
+
+class Protocol(WSProtocol):  # type: ignore[misc]
+    """picows' parser with bounded reads, before and after the upgrade."""
+
+    def __init__(
+        self,
+        factory: Callable[..., Any],
+        max_frame: int,
+        *,
+        client: bool,
+        host: str | None = None,
+        path: str | None = None,
+        headers: dict[str, str] | None = None,
+        handshake_seconds: float | None = None,
+    ) -> None:
+        self._quiet = _Quiet()
+        super().__init__(
+            host_port=host,
+            ws_path=path,
+            is_client_side=client,
+            ws_listener_factory=factory,
+            logger=self._quiet,
+            disconnect_on_exception=True,
+            websocket_handshake_timeout=handshake_seconds,
+            enable_auto_ping=False,
+            auto_ping_idle_timeout=1,
+            auto_ping_reply_timeout=1,
+            auto_ping_strategy=WSAutoPingStrategy.PING_WHEN_IDLE,
+            enable_auto_pong=False,
+            max_frame_size=sys.maxsize,  # get_buffer is stricter, and earlier
+            extra_headers=headers,
+            read_buffer_init_size=_INITIAL_BUFFER + _BUFFER_SPARE,
+        )
+        self.ws: WebSocket | None = None
+        self.max_frame = max_frame
+        self.limit = 0
+        """Bytes of one message's payload."""
+        self.remote = self.local = ("", 0)
+        self._client = client
+        self._ceiling = MAX_RESPONSE if client else MAX_REQUEST  # bytes in the read buffer
+        self._size = 0  # of the read buffer
+        self._expiry: TimerHandle | None = None
+
+    def attach(self, ws: WebSocket, limit: int) -> None:
+        """The upgrade succeeded and `ws` is the connection."""
+        self.ws = self._quiet.ws = ws
+        ws.remote, ws.local = self.remote, self.local
+        ws.attach(self)
+        self.allow(limit)
+
+    def allow(self, limit: int) -> None:
+        """Set the largest payload of a message, in bytes."""
+        self.limit = limit
+        self._ceiling = (
+            limit + (2 if limit < 126 else 4 if limit < 65536 else 10) + (0 if self._client else 4)
+        )
+
+    def expire(self) -> None:
+        """Abort the connection in two seconds if it still exists then."""
+        if self._expiry is None:
+            lower = self.transport.underlying_transport
+            self._expiry = asyncio.get_running_loop().call_later(CLOSE_SECONDS, lower.abort)
+
+    def discard(self) -> None:
+        """Let no byte reach the parser any more."""
+        self.transport.underlying_transport.set_protocol(_Discard(self))
+
+    # Called by the transport.
+
+    def connection_made(self, transport: Transport) -> None:
+        self.remote = host_port(transport.get_extra_info("peername"))
+        self.local = host_port(transport.get_extra_info("sockname"))
+        try:
+            super().connection_made(transport)
+        except OSError:
+            transport.abort()  # reset already: macOS refuses socket options then
+
+    def get_buffer(self, hint: int) -> memoryview:
+        view = _get_buffer(self, hint)
+        room = len(view)
+        # A read leaves at least one byte of the buffer free, so more room than the whole size means it was doubled.
+        if room > self._size:
+            self._size = self._size * 2 or room
+        ws = self.ws
+        if ws is not None:
+            ws.heard = True
+        free = self._ceiling - self._size + room
+        return view[: min(free, room - 1)] if free > 0 else self._too_long()
+
+    def pause_writing(self) -> None:
+        if self.ws is not None:
+            self.ws.guard(self.ws.pause_writing)
+
+    def resume_writing(self) -> None:
+        if self.ws is not None:
+            self.ws.guard(self.ws.resume_writing)
+
+    def eof_received(self) -> bool:
+        self.expire()
+        if self.ws is not None:
+            self.ws.lost_input()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+        if self.transport is not None:
+            super().connection_lost(exc)
+            # picows leaves a client's parse error in a future; asking for it keeps asyncio from reporting it. As the
+            # future is done, the coroutine ends at once.
+            with suppress(StopIteration, Exception):
+                self.transport.wait_disconnected().send(None)
+        if self.ws is not None:
+            self.ws.attach(None)
+        self.ws = self._quiet.ws = None
+
+    def _too_long(self) -> memoryview:
+        lower = self.transport.underlying_transport
+        if self.ws is not None:
+            self.ws.too_long()
+        else:
+            lower.write(_TOO_LONG)
+            self.expire()
+        # Closing with input unread would reset the connection, and the peer might never see the close frame. So the
+        # rest is read and thrown away, and the end of our stream tells the peer that this is all.
+        self.discard()
+        if lower.can_write_eof():
+            lower.write_eof()
+        return _scrap
+
+
+class _Discard(asyncio.BufferedProtocol):
+    """Takes the place of a Protocol whose peer is not listened to any more."""
+
+    def __init__(self, protocol: Protocol) -> None:
+        self._protocol = protocol
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return _scrap
+
+    def buffer_updated(self, nbytes: int) -> None:
+        pass
+
+    def eof_received(self) -> bool:
+        return self._protocol.eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._protocol.connection_lost(exc)
+
+
+class _Quiet:
+    """In the place of picows' logger: peers cannot fill our log, and its errors tell that picows gives up.
+
+    picows logs errors in its parser only (our hooks raise nothing), right before it sends the close frame itself.
+    """
+
+    ws: WebSocket | None = None
+
+    def isEnabledFor(self, level: int) -> bool:
+        return False
+
+    def info(self, *args: object) -> None:
+        pass
+
+    debug = log = warning = info
+
+    def error(self, *args: object) -> None:
+        if self.ws is not None:
+            self.ws.parse_error()
+
+    exception = error
+
+
+_get_buffer = WSProtocol.get_buffer
+_scrap = memoryview(bytearray(65536))
+_TOO_LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+def host_port(address: Any) -> tuple[str, int]:
+    """Return host and port of a socket address; IPv4 as such also where a socket for both shows it as IPv6."""
+    host, port = address[:2]
+    return (host.removeprefix("::ffff:") if "." in host else host), port
+
+
+def _not_open(data: Buffer) -> None:
+    raise LocalProtocolError("the WebSocket is not open yet")

@@ -1,0 +1,159 @@
+"""WebSocket peers for tests: one made of bytes, to send what no library would, and one that writes down its hooks."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from shadowmesh.net.websocket import WebSocket
+
+TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG = 1, 2, 0, 8, 9, 10
+
+UPGRADE = (
+    "GET {path} HTTP/1.1\r\nHost: relay\r\nUpgrade: websocket\r\nConnection: keep-alive, Upgrade\r\n"
+    "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n{more}\r\n"
+)
+
+
+def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, masked: bool = True) -> bytes:
+    """One frame with any header; masked with the key 1, 2, 3, 4."""
+    head = bytes([fin << 7 | rsv << 4 | opcode])
+    size, bit = len(payload), masked << 7
+    if size < 126:
+        head += bytes([bit | size])
+    elif size < 65536:
+        head += bytes([bit | 126]) + size.to_bytes(2)
+    else:
+        head += bytes([bit | 127]) + size.to_bytes(8)
+    if masked:
+        head += b"\1\2\3\4"
+        mask = (b"\1\2\3\4" * (size // 4 + 1))[:size]
+        payload = (int.from_bytes(payload) ^ int.from_bytes(mask)).to_bytes(size)
+    return head + payload
+
+
+class RawPeer:
+    """A TCP connection with just enough WebSocket to read what the other side says."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    @classmethod
+    async def dial(cls, port: int) -> RawPeer:
+        return cls(*await asyncio.open_connection("127.0.0.1", port, limit=2**22))
+
+    @classmethod
+    async def upgraded(cls, port: int, path: str = "/relay", more: str = "") -> RawPeer:
+        peer = await cls.dial(port)
+        peer.send(UPGRADE.format(path=path, more=more).encode())
+        head = await peer.head()
+        assert head.startswith("HTTP/1.1 101"), head
+        return peer
+
+    def send(self, data: bytes) -> None:
+        self.writer.write(data)
+
+    async def head(self) -> str:
+        """The head of an HTTP response."""
+        return (await self.reader.readuntil(b"\r\n\r\n")).decode()
+
+    async def frame(self) -> tuple[int, bytes]:
+        """Opcode and payload of the next frame."""
+        first, second = await self.reader.readexactly(2)
+        assert first & 0xF0 == 0x80
+        size = second & 127
+        if size > 125:
+            size = int.from_bytes(await self.reader.readexactly(2 if size == 126 else 8))
+        mask = await self.reader.readexactly(4) if second & 128 else bytes(4)
+        payload = await self.reader.readexactly(size)
+        return first & 15, bytes(byte ^ mask[i % 4] for i, byte in enumerate(payload))
+
+    async def close_code(self) -> int:
+        """The code of the close frame; other frames before it are skipped."""
+        while True:
+            opcode, payload = await self.frame()
+            if opcode == CLOSE:
+                return int.from_bytes(payload[:2])
+
+    async def eof(self) -> None:
+        """Read until the connection ends, in order or not."""
+        try:
+            while await self.reader.read(65536):
+                pass
+        except ConnectionError:
+            pass
+
+    async def close(self) -> None:
+        self.writer.close()
+        try:
+            await self.writer.wait_closed()
+        except ConnectionError:
+            pass
+
+
+class Recorder(WebSocket):
+    """Writes down what its hooks are called with."""
+
+    def __init__(self, *, joined: bool = True) -> None:
+        super().__init__()
+        self.joined = joined
+        self.opened = 0
+        self.messages: list[bytes | str] = []
+        self.pongs: list[bytes] = []
+        self.closed: list[tuple[int | None, str]] = []
+        self.paused = False
+
+    def on_open(self) -> None:
+        self.opened += 1
+        if self.joined:
+            self.raise_limit()
+
+    def on_binary(self, data: memoryview) -> None:
+        self.messages.append(bytes(data))
+
+    def on_text(self, text: str) -> None:
+        self.messages.append(text)
+
+    def on_pong(self, payload: bytes) -> None:
+        self.pongs.append(payload)
+
+    def on_closed(self, code: int | None, reason: str) -> None:
+        self.closed.append((code, reason))
+
+    def pause_writing(self) -> None:
+        self.paused = True
+
+    def resume_writing(self) -> None:
+        self.paused = False
+
+
+async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
+    """Wait until `condition` holds; AssertionError after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "condition does not hold in time"
+        await asyncio.sleep(0.002)
+
+
+def drive(
+    main: Callable[[], Coroutine[Any, Any, None]], *, errors: int = 0, seconds: float = 20.0
+) -> list[str]:
+    """Run `main` in a new event loop; the exceptions nobody handled are returned, and there must be `errors`."""
+    unhandled: list[str] = []
+
+    async def watched() -> None:
+        asyncio.get_running_loop().set_exception_handler(
+            lambda loop, context: unhandled.append(f"{context['message']}: {context.get('exception')!r}")
+        )
+        async with asyncio.timeout(seconds):
+            await main()
+        gc.collect()  # exceptions in futures nobody asked are reported when these are collected
+        await asyncio.sleep(0)
+
+    asyncio.run(watched())
+    assert errors is None or len(unhandled) == errors, unhandled
+    return unhandled

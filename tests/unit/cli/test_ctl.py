@@ -1,0 +1,130 @@
+"""The operator's command, as a person or a script uses it."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from shadowmesh import __version__
+from shadowmesh.cli import ctl
+from shadowmesh.errors import StartError
+
+GUIDE = Path(__file__).parents[2] / "guide/config"
+COMMAND = [sys.executable, "-c", "from shadowmesh.cli.ctl import main; main()"]
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(ctl.cli, arguments)
+
+
+def test_keygen_prints_a_fresh_key_and_nothing_else() -> None:
+    first, second = run("keygen"), run("keygen")
+    assert re.fullmatch(r"[0-9a-f]{64}\n", first.stdout)
+    assert first.stderr == ""
+    assert first.stdout != second.stdout
+
+
+def test_version() -> None:
+    assert run("version").stdout == run("--version").stdout == f"shadowmesh {__version__}\n"
+
+
+def test_check_config_of_the_guides_relay() -> None:
+    path = str(GUIDE / "relay-config.yaml")
+    for arguments in ((path,), ("--relay", path)):
+        result = run("check-config", *arguments)
+        assert result.exit_code == 0
+        assert result.stdout == f"{path}: ok (relay configuration)\n"
+        keys = "worker_threads, read_buffer_size, write_buffer_size, allowed_origins"
+        assert result.stderr == f"note: no effect yet in this version: {keys}\n"
+
+
+def test_check_config_of_a_client_made_with_keygen(tmp_path: Path) -> None:
+    content = (GUIDE / "client-config.yaml").read_text().replace("10.10.10.X", "10.10.10.7")
+    content = content.replace("YOUR_64_CHAR_HEX_KEY", run("keygen").stdout.strip()).replace(
+        "YOUR_RELAY_IP", "192.0.2.1"
+    )
+    path = tmp_path / "client-config.yaml"
+    path.write_text(content)
+    path.chmod(0o600)
+    for arguments in ((str(path),), ("--client", str(path))):
+        result = run("check-config", *arguments)
+        assert (result.exit_code, result.stdout) == (0, f"{path}: ok (client configuration)\n")
+        assert result.stderr.startswith(
+            f'warning: {path}:15:7: peer.id: "client-unique-id" is the guide\'s example'
+        )
+
+
+def test_check_config_shows_every_problem_and_ends_with_2() -> None:
+    path = str(GUIDE / "client-config.yaml")
+    result = run("check-config", path)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert [line.split(": ")[1] for line in result.stderr.splitlines()] == [
+        *("network.local_ip", "encryption.key", "relay.server"),
+    ]
+    result = run("check-config", "--relay", path)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert (
+        result.stderr
+        == f"{path}: a client configuration, for shadowmesh-daemon; shadowmesh-relay needs its own\n"
+    )
+
+
+def test_bad_arguments_end_with_2() -> None:
+    for arguments in (("bogus",), ("check-config",), ("check-config", "/does/not/exist"), ("keygen", "x")):
+        assert run(*arguments).exit_code == 2
+
+
+def test_a_command_elsewhere_is_loaded_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    @click.command()
+    def demo() -> None:
+        raise StartError("no network namespaces here")
+
+    class Module:
+        pass
+
+    module = Module()
+    module.demo = demo  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "shadowmesh.cli.demo", module)
+    assert "demo" in run("--help").stdout
+    result = run("demo")
+    assert (result.exit_code, result.stderr) == (1, "shadowmesh: no network namespaces here\n")
+
+
+def test_starts_without_the_heavy_modules() -> None:
+    code = (
+        "import sys, shadowmesh.cli.ctl as c; c.cli(['version'], standalone_mode=False); print(*sys.modules)"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert not {"pydantic", "yaml", "rich", "shadowmesh.cli.demo", "shadowmesh.config"} & set(output.split())
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_output_that_cannot_be_written_is_one_line() -> None:
+    with open("/dev/full", "w") as full:
+        result = subprocess.run([*COMMAND, "keygen"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (result.returncode, result.stderr) == (1, "shadowmesh: [Errno 28] No space left on device\n")
+
+
+def test_a_broken_pipe_is_quiet() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    result = subprocess.run([*COMMAND, "keygen"], stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (result.returncode, result.stderr) == (1, "")
+
+
+def test_ctrl_c_leaves_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_: int) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("secrets.token_hex", interrupt)
+    result = run("keygen")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "Aborted!" in result.stderr
