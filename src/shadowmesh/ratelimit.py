@@ -19,7 +19,9 @@ class TokenBucket:
         self._last = -math.inf
 
     def take(self, now: float, n: float = 1) -> bool:
-        """Take `n` tokens at monotonic time `now` (seconds); False, and nothing taken, when there are too few."""
+        """Take `n` tokens at monotonic time `now` (seconds); False, and nothing taken, when there are too
+        few.
+        """
         tokens = min(self.burst, self._tokens + (now - self._last) * self.rate)
         self._last = now
         self._tokens = tokens - n if tokens >= n else tokens

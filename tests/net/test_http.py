@@ -13,7 +13,8 @@ from starlette.routing import Route
 
 from shadowmesh.errors import StartError
 from shadowmesh.net import http as http_module
-from shadowmesh.net.http import HttpServer, listen, serve_http
+from shadowmesh.net.http import HttpServer, serve_http
+from shadowmesh.net.listen import listen
 
 
 async def hello(_: Request) -> Response:

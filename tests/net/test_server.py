@@ -8,7 +8,8 @@ import os
 import resource
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,29 +18,15 @@ from shadowmesh.errors import StartError
 from shadowmesh.net import server as server_module
 from shadowmesh.net import websocket
 from shadowmesh.net.client import ConnectFailed, connect
-from shadowmesh.net.server import Reject, Request, Server, serve
+from shadowmesh.net.server import Reject, Request, serve
 from shadowmesh.net.websocket import WebSocket
-from shadowmesh.testing.websocket import BINARY, UPGRADE, RawPeer, Recorder, drive, frame, until
+from shadowmesh.testing.websocket import BINARY, UPGRADE, RawPeer, Recorder, drive, frame, serving, until
 
 Upgrade = Callable[[Request], WebSocket | Reject]
 
 
 def accept_all(request: Request) -> WebSocket:
     return Recorder()
-
-
-@contextlib.asynccontextmanager
-async def serving(
-    upgrade: Upgrade = accept_all, context: ssl.SSLContext | None = None
-) -> AsyncIterator[Server]:
-    server = await serve("127.0.0.1", 0, upgrade, max_frame=131072, ssl=context)
-    try:
-        yield server
-    finally:
-        server.close()
-        for ws in list(server.connections):
-            ws.abort()
-        await server.wait_closed()
 
 
 def answer(request: str, upgrade: Upgrade = accept_all, *, errors: int = 0) -> str:
@@ -138,7 +125,7 @@ def test_what_is_no_good_upgrade_request(request_text: str, status: int, header:
 @pytest.mark.parametrize("connection", ["Upgrade", "upgrade", "keep-alive, Upgrade", "Upgrade,keep-alive"])
 def test_connection_header_of_browsers_and_proxies(connection: str) -> None:
     async def main() -> None:
-        async with serving() as server:
+        async with serving(accept_all) as server:
             peer = await RawPeer.dial(server.port)
             peer.send(upgrade_request(Connection=connection, Upgrade="WebSocket").encode())
             assert (await peer.head()).startswith("HTTP/1.1 101")
@@ -167,7 +154,7 @@ def test_upgrade_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_module, "UPGRADE_SECONDS", 0.05)
 
     async def main() -> None:
-        async with serving() as server:
+        async with serving(accept_all) as server:
             silent, slow = await RawPeer.dial(server.port), await RawPeer.dial(server.port)
             slow.send(b"GET / HTTP/1.1\r\n")
             await silent.eof()
@@ -182,7 +169,7 @@ def test_too_long_request_does_not_live_on(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(websocket, "CLOSE_SECONDS", 0.1)
 
     async def main() -> None:
-        async with serving() as server:
+        async with serving(accept_all) as server:
             peer = await RawPeer.dial(server.port)
             peer.send(b"x" * 20_000)
             assert (await peer.head()).startswith("HTTP/1.1 431")
@@ -196,7 +183,7 @@ def test_connections_without_a_request_are_bounded(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(server_module, "MAX_PENDING", 3)
 
     async def main() -> None:
-        async with serving() as server:
+        async with serving(accept_all) as server:
             joined = await RawPeer.upgraded(server.port)
             peers = [await RawPeer.dial(server.port) for _ in range(5)]
             await peers[0].eof()
@@ -210,7 +197,7 @@ def test_connections_without_a_request_are_bounded(monkeypatch: pytest.MonkeyPat
 
         monkeypatch.setattr(server_module, "MAX_PENDING_PER_SOURCE", 2)
         monkeypatch.setattr(server_module, "_is_loopback", lambda host: False)
-        async with serving() as server:
+        async with serving(accept_all) as server:
             peers = [await RawPeer.dial(server.port) for _ in range(3)]
             await peers[2].eof()
             assert server.pending_refused == 1
@@ -223,7 +210,7 @@ def test_connections_without_a_request_are_bounded(monkeypatch: pytest.MonkeyPat
 
 def test_out_of_file_descriptors() -> None:
     async def main() -> None:
-        async with serving() as server:
+        async with serving(accept_all) as server:
             client = socket.create_connection(("127.0.0.1", server.port))
             limits = resource.getrlimit(resource.RLIMIT_NOFILE)
             lowest_free = os.dup(0)
@@ -243,7 +230,7 @@ def test_out_of_file_descriptors() -> None:
 
 def test_port_taken() -> None:
     async def main() -> None:
-        async with serving() as server:
+        async with serving(accept_all) as server:
             with pytest.raises(StartError, match=f"relay_port {server.port} on 127.0.0.1: "):
                 await serve("127.0.0.1", server.port, accept_all, max_frame=131072)
 
@@ -265,6 +252,19 @@ def test_all_interfaces_show_ipv4_addresses_as_such() -> None:
             await until(lambda: not server.connections)
         server.close()
         await server.wait_closed()
+
+    drive(main)
+
+
+def test_connection_reset_before_it_is_accepted() -> None:
+    async def main() -> None:
+        async with serving(accept_all) as server:
+            client = socket.create_connection(("127.0.0.1", server.port))
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.close()
+            peer = await RawPeer.upgraded(server.port)
+            await until(lambda: server._alive == 1)
+            await peer.close()
 
     drive(main)
 
@@ -360,7 +360,9 @@ def test_tls(certificate: tuple[ssl.SSLContext, ssl.SSLContext], monkeypatch: py
             ws.send_binary(bytes(131073))
             await until(lambda: ws.closed == [(1009, "message too long")])
 
-            with pytest.raises(ConnectFailed, match="certificate of 127.0.0.1:.* is not valid: self-signed"):
+            with pytest.raises(
+                ConnectFailed, match=r"certificate of 127\.0\.0\.1:.* is not valid: self-signed"
+            ):
                 await connect(url, Recorder(), max_frame=131072)
             with pytest.raises(ConnectFailed, match="closed the connection without an answer"):
                 await connect(url.replace("wss", "ws"), Recorder(), max_frame=131072)

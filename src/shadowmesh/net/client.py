@@ -1,4 +1,4 @@
-"""Dialling a relay: `connect`, with every failure in words. See `net.websocket` for the rules of a connection."""
+"""Dialling a relay: `connect`, with every failure in words. `net.websocket` has the rules of a connection."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ _MAX_RETRY_AFTER = 3600.0
 class ConnectFailed(ShadowMeshError):
     """No connection to the relay; `str()` says why.
 
-    `status` is the HTTP status if the server answered with one that is not 101, `retry_after` its Retry-After header
-    in seconds.
+    `status` is the HTTP status if the server answered with one that is not 101, `retry_after` its Retry-After
+    header in seconds.
     """
 
     def __init__(self, reason: str, status: int | None = None, retry_after: float | None = None) -> None:
@@ -51,9 +51,9 @@ async def connect(
 ) -> None:
     """Open `ws` to a ws:// or wss:// URL; its `on_open` has run when this returns.
 
-    `timeout` (seconds) covers it all: DNS, TCP (all addresses, RFC 8305), TLS, upgrade. `ssl` replaces the default
-    TLS settings; `address` is dialled instead of looking up the URL's host. Messages of up to `max_frame` bytes are
-    taken at once. Raises ConnectFailed; then, or when cancelled, the connection is cut.
+    `timeout` (seconds) covers it all: DNS, TCP (all addresses, RFC 8305), TLS, upgrade. `ssl` replaces the
+    default TLS settings; `address` is dialled instead of looking up the URL's host. Messages of up to
+    `max_frame` bytes are taken at once. Raises ConnectFailed; then, or when cancelled, the connection is cut.
     """
     parts = urlsplit(url)
     host = parts.hostname
@@ -61,6 +61,7 @@ async def connect(
         raise LocalProtocolError("not a ws:// or wss:// URL")
     secure = parts.scheme == "wss"
     port = parts.port or (443 if secure else 80)
+    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     fields = dict(headers or {})
     if subprotocol:
         fields["Sec-WebSocket-Protocol"] = subprotocol
@@ -92,20 +93,20 @@ async def connect(
             await protocol.wait_until_handshake_complete()
         # picows ends the wait without an exception when the connection is lost during it.
         if protocol.listener is None:
-            raise ConnectFailed(f"{host}:{port} closed the connection without an answer")
+            raise ConnectFailed(f"{where} closed the connection without an answer")
     except BaseException as exc:
         if protocol.transport is not None:
             protocol.transport.disconnect(graceful=False)
-        failure = _in_words(exc, f"{host}:{port}", host)
+        failure = _in_words(exc, where, host)
         if failure is None:
             raise
         raise failure from None
 
 
 async def _dial(loop: asyncio.AbstractEventLoop, host: str, port: int) -> socket.socket:
-    """Connect to the first address of `host` that answers, as RFC 8305 says; raises OSError of the last one.
+    """Connect to the first address of `host` that answers, as RFC 8305 says; raises the last one's OSError.
 
-    asyncio and aiofastnet can do this too, but lose the connected socket when they are cancelled at the wrong moment.
+    asyncio and aiofastnet can do this too, but when cancelled at the wrong moment they lose the socket.
     """
     found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     first = [info for info in found if info[0] == found[0][0]]

@@ -1,7 +1,8 @@
 """Accepting WebSocket connections: `serve`. See `net.websocket` for the rules of a connection.
 
-The accept path is our own because picows shows its upgrade factory no peer address. Connections that have not sent
-their upgrade request yet are unknown to everybody else, so they are bounded here: in time, in all, and per source.
+The accept path is our own because picows shows its upgrade factory no peer address. Connections that have not
+sent their upgrade request yet are unknown to everybody else, so they are bounded here: in time, in all, and
+per source.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from urllib.parse import parse_qsl
 import aiofastnet
 from picows import WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithListener
 
-from shadowmesh.net.http import listen
+from shadowmesh.net.listen import listen
 from shadowmesh.net.websocket import EARLY_LIMIT, Protocol, WebSocket, host_port
 
 UPGRADE_SECONDS = 10.0
@@ -41,7 +42,7 @@ class Request:
 
     path: str
     query: dict[str, str]
-    headers: Mapping[str, str]
+    headers: Mapping[str, str] = field(repr=False)  # an API key may be in it
     remote: tuple[str, int]
     subprotocols: tuple[str, ...]
 
@@ -223,9 +224,9 @@ async def serve(
 ) -> Server:
     """Listen on `host` (None: all interfaces, IPv4 and IPv6) and `port` (0: any free one).
 
-    `upgrade` decides about every well-formed upgrade request: it returns the WebSocket to open, or what to answer
-    instead. A connection takes messages of EARLY_LIMIT bytes until its `raise_limit`, then of `max_frame`.
-    Raises StartError, in which `what` names the port.
+    `upgrade` decides about every well-formed upgrade request: it returns the WebSocket to open, or what to
+    answer instead. A connection takes messages of EARLY_LIMIT bytes until its `raise_limit`, then of
+    `max_frame`. Raises StartError, in which `what` names the port.
     """
     return Server(listen(host, port, what), upgrade, max_frame, ssl)
 
@@ -233,8 +234,8 @@ async def serve(
 def _refusal(request: WSUpgradeRequest) -> Reject | None:
     """Say no to what is not a WebSocket upgrade of RFC 6455; else bring its headers to the form picows takes.
 
-    picows wants `Connection: Upgrade` alone (Firefox sends `keep-alive, Upgrade`), takes drafts 7 and 8, and says no
-    only after the upgrade handler has said yes.
+    picows wants `Connection: Upgrade` alone (Firefox sends `keep-alive, Upgrade`), takes drafts 7 and 8, and
+    says no only after the upgrade handler has said yes.
     """
     headers = request.headers
     if "websocket" not in _tokens(headers, "Upgrade") or "upgrade" not in _tokens(headers, "Connection"):

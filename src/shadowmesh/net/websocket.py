@@ -1,16 +1,16 @@
-"""One WebSocket connection, for relay and daemon: our rules around picows. `net.server` and `net.client` make them.
+"""One WebSocket connection of relay or daemon: our rules around picows. `net.server`, `net.client` make it.
 
 With those two the only place that imports picows and aiofastnet. picows parses frames in C and calls straight
 through, without tasks and copies; what it leaves open is closed here (RFC 6455 section numbers in brackets):
 
-- Memory. picows' read buffer doubles whenever a read nearly fills it and never shrinks. `get_buffer` lets no read go
-  beyond the largest message allowed now, so the buffer stops growing at the first of 4.5, 9, 18 … 144 KiB that holds
-  it: 9 KiB before `raise_limit`, 144 KiB for a `max_frame` of 128 KiB, and 4.5 KiB for a peer that sends little.
-  A message that does not fit is seen by the same test, before it is in memory.
-- After a close, ours or the peer's, nothing is delivered; the connection is aborted two seconds later if it still
-  exists, whatever the peer does.
-- Fragments are joined up to the same limit, into one buffer, however many they are [5.4]; reserved bits [5.2], wrong
-  order of fragments and text that is not UTF-8 [8.1] close the connection.
+- Memory. picows' read buffer doubles whenever a read nearly fills it and never shrinks. `get_buffer` lets no
+  read go beyond the largest message allowed now, so the buffer stops growing at the first of 4.5, 9, 18 … 144
+  KiB that holds it: 9 KiB before `raise_limit`, 144 KiB for a `max_frame` of 128 KiB, and 4.5 KiB for a peer
+  that sends little. A message that does not fit is seen by the same test, before it is in memory.
+- After a close, ours or the peer's, nothing is delivered; the connection is aborted two seconds later if it
+  still exists, whatever the peer does.
+- Fragments are joined up to the same limit, into one buffer, however many they are [5.4]; reserved bits
+  [5.2], wrong order of fragments and text that is not UTF-8 [8.1] close the connection.
 - Pings are answered here, at a bounded rate, and not into a full write buffer.
 - A bug in one of our handlers goes to the loop's exception handler and closes that connection with 1011.
 """
@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import struct
 import sys
 import time
 from asyncio import TimerHandle
@@ -49,7 +51,7 @@ MAX_RESPONSE = 16384
 CLOSE_SECONDS = 2.0
 PING_RATE, PING_BURST = 50, 100
 PONG_ROOM = 16384
-"""A ping is not answered while more bytes than this wait to be written: a peer that does not read gets no queue."""
+"""Bytes waiting to be written above which a ping gets no answer: who does not read gets no queue of pongs."""
 
 _INITIAL_BUFFER = 4608  # doubled 5 times it holds a max_frame of 128 KiB with nothing to spare
 _BUFFER_SPARE = 256  # what picows takes off the size it is given
@@ -59,9 +61,9 @@ _PING, _PONG, _CLOSE = WSMsgType.PING, WSMsgType.PONG, WSMsgType.CLOSE
 
 
 class WebSocket(WSListener):
-    """One connection. Subclass it, override the hooks, and hand it to `net.client.connect` or `net.server.serve`.
+    """One connection. Subclass it, override the hooks, hand it to `net.client.connect` or `net.server.serve`.
 
-    The hooks run inside the event loop's read callback. `on_open` and `on_closed` come exactly once each, in pairs.
+    The hooks run inside the event loop's read callback. After `on_open`, `on_closed` comes exactly once.
     """
 
     remote: tuple[str, int] = ("", 0)
@@ -73,7 +75,7 @@ class WebSocket(WSListener):
     """Close code and reason for a message over EARLY_LIMIT before `raise_limit`."""
 
     send_binary: Callable[[Buffer], None]
-    """Send one BINARY message; silently dropped once closing. A bound method of picows: no Python call in between."""
+    """Send one BINARY message, silently dropped once closing. Bound to picows, no Python call in between."""
     write_buffer_size: Callable[[], int]
     """Bytes accepted but not yet taken by the kernel."""
 
@@ -105,7 +107,7 @@ class WebSocket(WSListener):
         """The connection is up; sending is possible from here on."""
 
     def on_binary(self, data: memoryview) -> None:
-        """One BINARY message. `data` points into the read buffer: use or copy it during this call, never keep it."""
+        """One BINARY message. `data` points into the read buffer: use or copy it during this call only."""
 
     def on_text(self, text: str) -> None:
         """One TEXT message."""
@@ -137,8 +139,26 @@ class WebSocket(WSListener):
         self._ping_at = time.monotonic()
         self._opened().send_ping(self._ping.to_bytes(8))
 
+    def delivered(self) -> tuple[int, int] | None:
+        """(bytes that the other end's TCP has acknowledged, bytes given to send, with those that wait here).
+
+        Both count from the same start, so they tell whether what was sent at some time has got through. None
+        where the system does not say: anywhere but on Linux 4.19 and later.
+        """
+        if sys.platform != "linux":
+            return None
+        transport = self._opened().underlying_transport
+        try:
+            info = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 216)
+            # bytes_acked, notsent_bytes, bytes_sent, bytes_retrans of struct tcp_info (linux/tcp.h); the
+            # first of them counts the SYN too.
+            acked, waiting, sent, again = struct.unpack("=120xQ16xI52xQQ", info)
+        except (OSError, struct.error):
+            return None
+        return acked - 1, sent - again + waiting + transport.get_write_buffer_size()
+
     def close(self, code: int = 1000, reason: str = "") -> None:
-        """Start the closing handshake; does nothing when closing already. `reason` is cut to 123 ASCII bytes."""
+        """Start the closing handshake; nothing when closing already. `reason` is cut to 123 ASCII bytes."""
         if not self.closing:
             transport = self._opened()
             self.closed_here = True
@@ -199,7 +219,7 @@ class WebSocket(WSListener):
         self._protocol = protocol
 
     def lost_input(self) -> None:
-        """The peer will send no more: its end is closed, or picows cannot make sense of it and closes it."""
+        """The peer has ended its stream."""
         if not self.closing:
             self._end(None, "")
 
@@ -367,17 +387,20 @@ class Protocol(WSProtocol):  # type: ignore[misc]
     # Called by the transport.
 
     def connection_made(self, transport: Transport) -> None:
-        self.remote = host_port(transport.get_extra_info("peername"))
-        self.local = host_port(transport.get_extra_info("sockname"))
+        remote = transport.get_extra_info("peername")
         try:
+            if remote is None:
+                raise ConnectionResetError
+            self.remote, self.local = host_port(remote), host_port(transport.get_extra_info("sockname"))
             super().connection_made(transport)
         except OSError:
-            transport.abort()  # reset already: macOS refuses socket options then
+            # Reset already. picows must not see a byte then: it would use a transport that is not there.
+            transport.abort()
 
     def get_buffer(self, hint: int) -> memoryview:
         view = _get_buffer(self, hint)
         room = len(view)
-        # A read leaves at least one byte of the buffer free, so more room than the whole size means it was doubled.
+        # A read leaves at least one byte free, so more room than the whole size means the buffer was doubled.
         if room > self._size:
             self._size = self._size * 2 or room
         ws = self.ws
@@ -405,8 +428,8 @@ class Protocol(WSProtocol):  # type: ignore[misc]
             self._expiry.cancel()
         if self.transport is not None:
             super().connection_lost(exc)
-            # picows leaves a client's parse error in a future; asking for it keeps asyncio from reporting it. As the
-            # future is done, the coroutine ends at once.
+            # picows leaves a client's parse error in a future, and asyncio would report that nobody asked for
+            # it. As the future is done, the coroutine ends at once.
             with suppress(StopIteration, Exception):
                 self.transport.wait_disconnected().send(None)
         if self.ws is not None:
@@ -420,8 +443,8 @@ class Protocol(WSProtocol):  # type: ignore[misc]
         else:
             lower.write(_TOO_LONG)
             self.expire()
-        # Closing with input unread would reset the connection, and the peer might never see the close frame. So the
-        # rest is read and thrown away, and the end of our stream tells the peer that this is all.
+        # Closing with input unread would reset the connection, and the peer might never see the close frame.
+        # So the rest is read and thrown away, and the end of our stream tells the peer that this is all.
         self.discard()
         if lower.can_write_eof():
             lower.write_eof()
@@ -448,9 +471,9 @@ class _Discard(asyncio.BufferedProtocol):
 
 
 class _Quiet:
-    """In the place of picows' logger: peers cannot fill our log, and its errors tell that picows gives up.
+    """Takes the place of picows' logger: peers cannot fill our log, and its errors tell that picows gives up.
 
-    picows logs errors in its parser only (our hooks raise nothing), right before it sends the close frame itself.
+    As our hooks raise nothing, picows logs errors in its parser only, right before it sends a close frame.
     """
 
     ws: WebSocket | None = None
@@ -467,7 +490,11 @@ class _Quiet:
         if self.ws is not None:
             self.ws.parse_error()
 
-    exception = error
+    def exception(self, *args: object) -> None:
+        self.error()
+        asyncio.get_running_loop().call_exception_handler(
+            {"message": "unhandled exception in picows", "exception": sys.exc_info()[1]}
+        )
 
 
 _get_buffer = WSProtocol.get_buffer
@@ -476,7 +503,7 @@ _TOO_LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\
 
 
 def host_port(address: Any) -> tuple[str, int]:
-    """Return host and port of a socket address; IPv4 as such also where a socket for both shows it as IPv6."""
+    """Return host and port of a socket address; IPv4 that a socket for both shows as IPv6 becomes IPv4."""
     host, port = address[:2]
     return (host.removeprefix("::ffff:") if "." in host else host), port
 

@@ -3,8 +3,8 @@
     relay  → challenge, joined, addresses, gone, problem, drain
     client → join (around signed claims), addresses
 
-Decoders return a message, or None for a type they do not know, and raise only ControlError, whose words never hold
-the bytes received. Unknown keys are ignored.
+Decoders return a message, or None for a type they do not know, and raise only ControlError, whose words never
+hold the bytes received. Unknown keys are ignored.
 """
 
 from __future__ import annotations
@@ -291,10 +291,11 @@ def decode_claims(data: bytes) -> Claims:
 
 
 def strict_json(data: bytes | str) -> dict[str, object]:
-    """Parse one JSON object: strict UTF-8, no duplicate keys, no NaN or Infinity, nesting ≤ 8 with itself as 1.
+    """Parse one JSON object: strict UTF-8, no duplicate keys, no NaN or Infinity, nesting ≤ 8 with itself as
+    1.
 
-    Unlike `json.loads` it cannot raise RecursionError: the nesting is counted before the parser runs. The caller
-    bounds the length. Raises ControlError.
+    Unlike `json.loads` it cannot raise RecursionError: the nesting is counted before the parser runs. The
+    caller bounds the length. Raises ControlError.
     """
     try:
         text = data if isinstance(data, str) else data.decode()
