@@ -1,0 +1,99 @@
+"""`bench e2e` as a program: that it measures every subject installed here, and that nothing is left of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench import environment
+from bench.measures import MEASURES
+from bench.subjects import SUBJECTS
+from shadowmesh.testing.program import wait_for
+
+pytestmark = pytest.mark.netns
+
+ROOT = Path(__file__).parents[2]
+E2E = [sys.executable, "-m", "bench.e2e", "--quick"]
+# Only what scripts/setup installs has to be there; other subjects and measures run where their programs are.
+HERE = [name for name, subject in SUBJECTS.items() if not environment.missing_packages(subject.tools)]
+MEASURED = [name for name, measure in MEASURES.items() if not environment.missing_packages(measure.tools)]
+
+
+@pytest.fixture(autouse=True)
+def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
+    before = namespaces()
+    yield
+    wait_for(lambda: namespaces() <= before, "end of the benchmark's namespaces")
+    wait_for(lambda: not processes(str(tmp_path / "tmp")), "end of the benchmark's programs")
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+def namespaces() -> set[str]:
+    return set(os.listdir("/run/netns")) if Path("/run/netns").exists() else set()
+
+
+def processes(text: str) -> list[int]:
+    """Ids of the processes with `text` in their command line."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if text.encode() in file.read_bytes():
+                found.append(int(file.parent.name))
+        except OSError:
+            continue  # ended meanwhile
+    return found
+
+
+def run(tmp_path: Path, subjects: list[str], measures: list[str]) -> dict[str, dict[str, list[float]]]:
+    """The values of a quick run that must have had no failure."""
+    argv = [*E2E, "--output", str(tmp_path), "--only", ",".join(subjects), "--measures", ",".join(measures)]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "e2e-cubic.md").read_text() in done.stdout
+    assert (tmp_path / "e2e-cubic.svg").read_text().startswith("<svg")
+    facts = json.loads((tmp_path / "e2e-cubic.json").read_text())
+    assert facts["errors"] == []
+    values: dict[str, dict[str, list[float]]] = facts["values"]
+    return values
+
+
+def test_every_measure_of_shadowmesh_gives_its_numbers(tmp_path: Path) -> None:
+    values = run(tmp_path, ["shadowmesh"], [*MEASURED, "memory"])["shadowmesh"]
+    numbers = {"tcp1", "tcp8", "tcpr", "cpu", "udp1200", "udp100", "ping", "loaded", "idle", "used"}
+    for name in numbers | ({"wrk"} & set(MEASURED)):
+        assert values[name][0] > 0, name
+    for program in ("relay in R", "daemon in A", "daemon in B"):
+        assert values[f"cpu {program}"][0] > 0
+        assert values[f"rss {program}"][0] > 10
+
+
+def test_every_subject_carries_tcp(tmp_path: Path) -> None:
+    values = run(tmp_path, HERE, ["tcp1", "ping"])
+    assert set(values) == set(HERE)
+    for name, numbers in values.items():
+        assert numbers["tcp1"][0] > 0, name
+        assert ("ping" in numbers) is not SUBJECTS[name].only_tcp
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
+def test_an_interrupted_run_leaves_nothing(number: int, tmp_path: Path) -> None:
+    argv = [*E2E, "--output", str(tmp_path), "--only", "shadowmesh"]
+    process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        assert "shadowmesh ping" in process.stderr.readline()  # tcp1 runs now
+        process.send_signal(number)
+        process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode != 0
