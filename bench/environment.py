@@ -66,5 +66,8 @@ def _version(command: tuple[str, ...]) -> str:
 def _commit() -> str:
     """The commit that was measured, with a mark when the tree differs from it; nothing outside of git."""
     argv = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--match=-"]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # no git
+        return ""
     return f" ({done.stdout.strip()})" if done.returncode == 0 else ""

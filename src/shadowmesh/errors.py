@@ -1,4 +1,4 @@
-"""One exception tree. Who broke the rule is in the type, the facts are fields, `str()` puts them into words."""
+"""One exception tree. Who broke the rule is in the type, the facts are fields, `str()` says them in words."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import os
 import secrets
 from typing import Any
 
@@ -43,6 +44,8 @@ class _Commands(click.Group):
             if error.errno == errno.EPIPE:
                 raise  # click ends quietly
             click.echo(f"shadowmesh: {error}", err=True)
+            # What could not be written is still buffered, and would fail once more at the interpreter's exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             ctx.exit(1)
 
 

@@ -29,9 +29,10 @@ from shadowmesh.crypto.keys import DeviceKeys, NetworkKeys
 from shadowmesh.crypto.noise import Ephemerals
 from shadowmesh.mesh.context import Context, Local
 from shadowmesh.mesh.mesh import Mesh
-from shadowmesh.mesh.peer import Peer
+from shadowmesh.mesh.peer import Peer, Session
 from shadowmesh.mesh.trust import Trust
-from shadowmesh.wire import ip, offload, record
+from shadowmesh.wire import ip as ip_header
+from shadowmesh.wire import offload, record
 
 START = 1000.0
 SECRET = bytes(range(32))
@@ -104,7 +105,7 @@ class Node:
     """One device: its engine, which a restart replaces, and all that came out of it."""
 
     def __init__(self, world: MemoryMesh, local: Local, seed: bytes, trust: Trust) -> None:
-        self._world = world
+        self.world = world
         self.local = local
         self.seed = seed
         self.trust = trust
@@ -120,11 +121,11 @@ class Node:
 
     def boot(self) -> None:
         """Start anew with nothing but the device seed, the settings and the known peers."""
-        random = self._world.fork(f"{self.local.name} {self.boots}")
+        random = self.world.fork(f"{self.local.name} {self.boots}")
         self.boots += 1
-        self.device = DeviceKeys(self.seed, self._world.network.network_id)
+        self.device = DeviceKeys(self.seed, self.world.network.network_id)
         self.context = Context(
-            self._world.network,
+            self.world.network,
             self.device,
             self.local,
             self,
@@ -148,34 +149,48 @@ class Node:
     @property
     def payloads(self) -> list[bytes]:
         """What the packets received carry behind the headers that `packet` writes."""
-        return [each[ip.IPV4_HEADER if each[0] >> 4 == 4 else ip.IPV6_HEADER :] for each in self.received]
+        return [
+            each[ip_header.IPV4_HEADER if each[0] >> 4 == 4 else ip_header.IPV6_HEADER :]
+            for each in self.received
+        ]
 
     def event_names(self) -> list[str]:
         """The names of the events so far."""
         return [name for name, _ in self.events]
 
-    def peer(self, other: Node) -> Peer | None:
-        """What this engine has of another device."""
-        return self.mesh.peers.get(other.device.static_public)
+    def knows(self, other: Node) -> bool:
+        """Whether there is any session with another device."""
+        return other.device.static_public in self.mesh.peers
+
+    def peer(self, other: Node) -> Peer:
+        """What this engine has of another device. KeyError if that is nothing."""
+        return self.mesh.peers[other.device.static_public]
+
+    def session(self, other: Node) -> Session:
+        """The session in which this node sends to another one. KeyError if there is none."""
+        session = self.peer(other).sending
+        assert session is not None
+        return session
 
     def confirmed(self, other: Node) -> bool:
         """Whether there is a session with another device that both sides are known to have."""
-        peer = self.peer(other)
-        return peer is not None and any(session.confirmed for session in peer.sessions)
+        return self.knows(other) and any(session.confirmed for session in self.peer(other).sessions)
 
     # -- what programs on this host do
 
+    def ip(self, version: int = 4) -> bytes:
+        """The first own overlay IP of a version."""
+        return next(ip for ip in self.local.ips if len(ip) == (4 if version == 4 else 16))
+
     def ping(self, other: Node, payload: bytes = b"", *, version: int = 4) -> str:
         """Send a packet to another node; returns what `emit` says."""
-        pairs = zip(self.local.ips, other.local.ips, strict=True)
-        source, destination = next(pair for pair in pairs if len(pair[0]) == (4 if version == 4 else 16))
-        return self.emit(packet(source, destination, payload))
+        return self.emit(packet(self.ip(version), other.ip(version), payload))
 
     def emit(self, body: bytes, kind: int = record.PACKET) -> str:
         """Send a packet as the daemon does: "sent", "queued", "held" (not there now) or "no route"."""
-        now = self._world.now
+        now = self.world.now
         start = offload.HEADER_SIZE if kind == record.OFFLOAD else 0
-        flow = self.mesh.flow(ip.flow_key(body, start, len(body)))
+        flow = self.mesh.flow(ip_header.flow_key(body, start, len(body)))
         if flow is None:
             return "no route"
         session = self.mesh.session(flow, now)
@@ -187,19 +202,27 @@ class Node:
         self.mesh.sent(session, len(plaintext), now)
         return "sent"
 
+    def seal(self, other: Node, *records: tuple[int, bytes], source: bytes | None = None) -> bytes:
+        """Send a message of any records (kind, body) in the current session; returns it."""
+        session = self.session(other)
+        plaintext = b"".join(record.pack(kind, body) for kind, body in records)
+        message = session.sealer.seal(plaintext + record.padding(len(plaintext)))
+        self.send(session.remote, source or session.local, message)
+        return message
+
     # -- the relay connection
 
     def connect(self) -> None:
         """Join the relay with all own addresses."""
         self.connected = True
         for address in self.context.addresses:
-            self._world.relay.routes[address] = self
-        self.mesh.joined(self._world.now)
+            self.world.relay.routes[address] = self
+        self.mesh.joined(self.world.now)
 
     def disconnect(self) -> None:
         """Lose the relay: frames on their way here are lost, and `gone` is the answer to new ones."""
         self.connected = False
-        routes = self._world.relay.routes
+        routes = self.world.relay.routes
         for address in [address for address, node in routes.items() if node is self]:
             del routes[address]
 
@@ -215,7 +238,7 @@ class Node:
     def send(self, destination: bytes, source: bytes, message: bytes) -> None:
         """See mesh.context.Output."""
         if self.connected:
-            self._world.transmit(Frame(self._world.now, self, destination, source, message))
+            self.world.transmit(Frame(self.world.now, self, destination, source, message))
 
     def deliver(self, kind: int, buffer: memoryview, start: int, end: int) -> None:
         """See mesh.context.Output."""
@@ -306,6 +329,14 @@ class MemoryMesh:
         for node in self.nodes:
             node.mesh.tick(self.now)
 
+    def meet(self, one: Node, other: Node) -> None:
+        """Bring about a session that `one` begins, with nothing left under way and nothing received."""
+        one.ping(other)
+        self.run(0.2)
+        other.received.clear()
+        assert one.confirmed(other)
+        assert other.confirmed(one)
+
     # -- frames
 
     def transmit(self, frame: Frame) -> None:
@@ -355,11 +386,23 @@ def local_settings(
 def packet(source: bytes, destination: bytes, payload: bytes = b"") -> bytes:
     """An IP packet (protocol 253, for experiments) between two addresses of 4 or 16 bytes."""
     if len(source) == 4:
-        size = ip.IPV4_HEADER + len(payload)
+        size = ip_header.IPV4_HEADER + len(payload)
         head = b"\x45\x00" + size.to_bytes(2) + bytes(4) + b"\x40\xfd\x00\x00"
     else:
         head = b"\x60\x00\x00\x00" + len(payload).to_bytes(2) + b"\xfd\x40"
     return head + source + destination + payload
+
+
+def met(nodes: int = 2, *, seed: int = 0) -> tuple[MemoryMesh, Node, Node]:
+    """A mesh whose first two nodes have a session, begun by the first, with nothing left under way."""
+    mesh = MemoryMesh(nodes, seed=seed)
+    mesh.meet(mesh.nodes[0], mesh.nodes[1])
+    return mesh, mesh.nodes[0], mesh.nodes[1]
+
+
+def by_address(one: Node, other: Node) -> tuple[Node, Node]:
+    """Two nodes, the one that wins when their hellos cross in front."""
+    return (one, other) if one.addresses[0] < other.addresses[0] else (other, one)
 
 
 def with_ips(local: Local, *interfaces: str) -> Local:

@@ -144,6 +144,10 @@ class Host:
         """
         return self.lab.start_program(name or Path(argv[0]).name, self._argv(argv))
 
+    def ip(self, *commands: str) -> None:
+        """Run `ip` here, once over all the commands (without the word `ip`)."""
+        _ip(*commands, enter=self._argv([]))
+
     def wait_for_ping(self, address: str, timeout: float = 10.0) -> None:
         """Wait until `address` answers an ICMP echo from here."""
 
@@ -394,12 +398,9 @@ class Lab:
         relay = Host(self, RELAY, RELAY_IP4, RELAY_IP6)
         self.hosts[RELAY] = relay
         self._ip6 = relay.inside(Path("/proc/net/if_inet6").exists)
-        commands = ["link set lo up", f"addr add {RELAY_IP4}/32 dev lo"]
-        _ip(
-            *commands,
-            *([f"addr add {RELAY_IP6}/128 dev lo nodad"] if self._ip6 else []),
-            within=relay.namespace,
-        )
+        relay.ip("link set lo up", f"addr add {RELAY_IP4}/32 dev lo")
+        if self._ip6:
+            relay.ip(f"addr add {RELAY_IP6}/128 dev lo nodad")
         # New namespaces inherit IPv4's forwarding from the host's.
         relay.inside(lambda: _write_if_other("/proc/sys/net/ipv4/ip_forward", "0"))
         for name in self._names:
@@ -410,9 +411,9 @@ class Lab:
         gate4, client4 = (str(_LINKS4[4 * number + offset]) for offset in (1, 2))
         gate6, client6 = (f"2001:db8:1:{number:x}::{offset}" for offset in (1, 2))
         host = Host(self, name, client4, client6)
-        relay, port = self.relay.namespace, f"to-{name}"
+        port = f"to-{name}"
         congestion = f" congctl {self._congestion}" if self._congestion else ""
-        _ip(f"link add {port} netns {relay} type veth peer name eth0 netns {host.namespace}")
+        _ip(f"link add {port} netns {self.relay.namespace} type veth peer name eth0 netns {host.namespace}")
         at_relay = [
             f"addr add {gate4}/30 dev {port}",
             f"link set {port} up",
@@ -434,8 +435,8 @@ class Lab:
                 f"addr add {client6}/64 dev eth0 nodad",
                 f"route add {_OUTSIDE6} via {gate6}{congestion}",
             ]
-        _ip(*at_relay, within=relay)
-        _ip(*at_client, within=host.namespace)
+        self.relay.ip(*at_relay)
+        host.ip(*at_client)
         self.hosts[name] = host
         return host
 
@@ -501,12 +502,14 @@ def _signals_ignored() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _ip(*commands: str, within: str | None = None) -> None:
-    """Run `ip` once over all commands, in namespace `within`."""
-    argv = ["ip", *(["-n", within] if within else []), "-batch", "-"]
-    done = subprocess.run(argv, input="\n".join(commands) + "\n", capture_output=True, text=True, check=False)
+def _ip(*commands: str, enter: Sequence[str] = ()) -> None:
+    """Run `ip` once over all commands, behind the command line `enter`."""
+    text = "\n".join(commands) + "\n"
+    done = subprocess.run(
+        [*enter, "ip", "-batch", "-"], input=text, capture_output=True, text=True, check=False
+    )
     if done.returncode:
-        raise LabError(f"{' '.join(argv)}: {done.stderr.strip()}\n" + "\n".join(commands))
+        raise LabError(f"ip: {done.stderr.strip()}\n{text}")
 
 
 def _tail(file: Path, size: int = 65536) -> bytes:

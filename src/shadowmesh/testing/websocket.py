@@ -1,13 +1,16 @@
-"""WebSocket peers for tests: one made of bytes, to send what no library would, and one that writes down its hooks."""
+"""WebSocket peers for tests: one of raw bytes, to send what no library would, and one that keeps a record."""
 
 from __future__ import annotations
 
 import asyncio
 import gc
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from ssl import SSLContext
 from typing import Any
 
+from shadowmesh.net.server import Reject, Request, Server, serve
 from shadowmesh.net.websocket import WebSocket
 
 TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG = 1, 2, 0, 8, 9, 10
@@ -131,6 +134,21 @@ class Recorder(WebSocket):
         self.paused = False
 
 
+@asynccontextmanager
+async def serving(
+    upgrade: Callable[[Request], WebSocket | Reject], ssl: SSLContext | None = None
+) -> AsyncIterator[Server]:
+    """A server on 127.0.0.1 for messages up to 128 KiB; when left, all its connections are cut."""
+    server = await serve("127.0.0.1", 0, upgrade, max_frame=131072, ssl=ssl)
+    try:
+        yield server
+    finally:
+        server.close()
+        for ws in list(server.connections):
+            ws.abort()
+        await server.wait_closed()
+
+
 async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
     """Wait until `condition` holds; AssertionError after `seconds`."""
     deadline = time.monotonic() + seconds
@@ -140,9 +158,12 @@ async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
 
 
 def drive(
-    main: Callable[[], Coroutine[Any, Any, None]], *, errors: int = 0, seconds: float = 20.0
+    main: Callable[[], Coroutine[Any, Any, None]], *, errors: int | None = 0, seconds: float = 20.0
 ) -> list[str]:
-    """Run `main` in a new event loop; the exceptions nobody handled are returned, and there must be `errors`."""
+    """Run `main` in a new event loop and return the exceptions nobody handled.
+
+    There must be `errors` of them; None: any number.
+    """
     unhandled: list[str] = []
 
     async def watched() -> None:

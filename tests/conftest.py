@@ -1,0 +1,33 @@
+"""Rules for all tests: which machine runs the netns tests, and what a skipped or failed one of them shows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+
+import pytest
+
+from shadowmesh.testing.netlab import Lab, obstacle
+
+# CI=true: a machine that must be able to run everything, so a skipped netns test there is a failure.
+STRICT = os.environ.get("CI", "").lower() in ("1", "true")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("netns") and (reason := obstacle()):
+        pytest.skip(reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if STRICT and report.skipped and item.get_closest_marker("netns") and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped although CI=true: {call.excinfo.value if call.excinfo else ''}"
+    if report.failed:
+        for lab in getattr(item, "funcargs", {}).values():
+            if isinstance(lab, Lab):
+                report.sections.append(("programs of the lab", lab.logs()))
+    return report
