@@ -79,14 +79,13 @@ class Attempt:
 class PendingHello:
     """One hello of an attempt: its ephemeral keys, waiting for the answer."""
 
-    __slots__ = ("attempt", "gone", "index", "noise", "sent")
+    __slots__ = ("attempt", "index", "noise", "sent")
 
     def __init__(self, attempt: Attempt, index: bytes, noise: HandshakeState, now: float) -> None:
         self.attempt = attempt
         self.index = index
         self.noise = noise
         self.sent = now
-        self.gone = False
 
 
 class HalfOpen:
@@ -153,17 +152,22 @@ class Handshakes:
     def attempt(self, local: bytes, remote: bytes, now: float, *, retry: bool = True) -> Attempt | None:
         """Want a session between two addresses; the first hello goes out at once.
 
-        retry: keep asking for 90 s; otherwise one hello. None when too many attempts are under way.
+        retry: keep asking for 90 s; otherwise one hello. None when too many attempts are under way, all so
+        young that packets may wait for them.
         """
         attempt = self._attempts.get((local, remote))
         if attempt is not None:
             if retry and not attempt.retry:
                 attempt.retry = True
-                self._due(attempt, now)
+                self._due(attempt, attempt.hellos[-1].sent + RETRIES[0])
             return attempt
         if len(self._attempts) >= MAX_ATTEMPTS:
-            self._context.drops["too_many_attempts"] += 1
-            return None
+            # A scan of absent addresses must not keep live peers from a rekey.
+            oldest = next(iter(self._attempts.values()))
+            if now - oldest.started < QUEUE_SECONDS:
+                self._context.drops["too_many_attempts"] += 1
+                return None
+            self._give_up(oldest, "no_answer")
         attempt = self._attempts[(local, remote)] = Attempt(local, remote, now, retry=retry)
         self._hello(attempt, now)
         return attempt
@@ -178,6 +182,7 @@ class Handshakes:
             self._give_up_oldest(attempt, "queue_full")
         if self._queued + len(body) > QUEUE_TOTAL:
             self._context.drops["queue_full"] += 1
+            self._context.output.unreachable(kind, body)
             return
         if not attempt.expiring:
             attempt.expiring = True
@@ -186,19 +191,23 @@ class Handshakes:
         attempt.queued += len(body)
         self._queued += len(body)
 
-    def take_queue(self, local: bytes, remote: bytes) -> list[Record]:
-        """End the attempt between two addresses, which is not needed any more; returns what waited for it."""
+    def take_queue(self, local: bytes, remote: bytes, wanted: bool) -> list[Record]:
+        """End the attempt between two addresses, which is not needed any more.
+
+        Returns what waited for it. With wanted=False that is given up: the peer is not the one it waits for.
+        """
         attempt = self._attempts.get((local, remote))
-        return [] if attempt is None else self._end(attempt)
+        if attempt is None:
+            return []
+        if not wanted:
+            self._give_up(attempt, "wrong_peer")
+            return []
+        return self._end(attempt)
 
     def gone(self, address: bytes) -> None:
         """The relay has nobody at this address: our hellos to it count as not sent, nothing waits for it."""
         for attempt in [a for a in self._attempts.values() if a.remote == address]:
-            for hello in attempt.hellos:
-                hello.gone = True
-            while attempt.queue:
-                self._give_up_oldest(attempt, "not_here")
-            self._end(attempt)
+            self._give_up(attempt, "not_here")
 
     def again(self, now: float) -> None:
         """The way to the relay is new: ask again at once."""
@@ -235,9 +244,7 @@ class Handshakes:
         if attempt.done or now < attempt.next_hello:
             return
         if now - attempt.started >= (GIVE_UP if attempt.retry else ANSWERABLE):
-            while attempt.queue:
-                self._give_up_oldest(attempt, "no_answer")
-            self._end(attempt)
+            self._give_up(attempt, "no_answer")
         else:
             self._hello(attempt, now)
 
@@ -252,6 +259,11 @@ class Handshakes:
     def _forget(self, hello: PendingHello) -> None:
         hello.attempt.hellos.remove(hello)
         del self._context.indices[hello.index]
+
+    def _give_up(self, attempt: Attempt, reason: str) -> None:
+        while attempt.queue:
+            self._give_up_oldest(attempt, reason)
+        self._end(attempt)
 
     def _give_up_oldest(self, attempt: Attempt, reason: str) -> None:
         _, kind, body = attempt.queue.popleft()
@@ -325,12 +337,12 @@ class Handshakes:
         attempt = self._attempts.get((local, remote))
         if attempt is None:
             return False
-        newest = attempt.hellos[-1]
-        if newest.gone or now - newest.sent >= CROSSING:
+        if now - attempt.hellos[-1].sent >= CROSSING:
             return False
         if local < remote:
             return True
-        self._due(attempt, now + CROSSING)
+        if attempt.retry:
+            self._due(attempt, now + CROSSING)
         return False
 
     def _make_room(self, source: bytes) -> None:
@@ -363,6 +375,9 @@ class Handshakes:
         if rest:
             raise HandshakeError("an answer holds more than the info record")
         self._check_identity(noise.remote_static, info, source)
+        if attempt.queue and not context.ips_at(info, source):
+            # Also what keeps an impostor from evading a pin by not naming the pinned IP.
+            raise HandshakeError("packets wait for an IP that the answering device does not have")
         if max(set(info.versions) & {VERSION}, default=0) != VERSION:
             # The transcript covers this list, so nobody on the way can have lowered the choice.
             context.drops["downgrade"] += 1
@@ -400,7 +415,7 @@ class Handshakes:
     ) -> None:
         context = self._context
         half = context.indices.get(finish.receiver)
-        if not isinstance(half, HalfOpen):
+        if not isinstance(half, HalfOpen) or now - half.opened >= ANSWERABLE:
             if not self._result.finish_repeated(data, finish.receiver, now):
                 context.drops["finish_unknown"] += 1
             return

@@ -31,7 +31,7 @@ KEEPALIVE_AFTER = 10.0  # seconds since a packet came and nothing was sent
 HELLO_AFTER = 15.0  # seconds since a packet was sent and nothing was heard
 CONFLICT_AFTER = 30.0  # seconds of silence after which another device may take an IP over
 HOLD_BACK = (0.5, 1.0, 2.0)  # seconds for which an absent address is left alone, growing
-SOLICIT_EVERY = 5.0  # seconds between hellos to one source of messages that nobody can open
+SOLICIT_EVERY = 5.0  # seconds after a session with, or a hello to, the source of messages nobody can open
 SOLICIT_RATE, SOLICIT_BURST = 20, 20  # per second, in all
 FINISH_ANSWER_EVERY = 1.0
 CONFIRM_WITHIN = 5.0  # seconds after which a session whose finish seems lost no longer stops the next rekey
@@ -100,15 +100,20 @@ class Mesh:
         return Flow(next_hop, own or self._primary, destination, self._owners.get(next_hop))
 
     def _next_hop(self, target: bytes) -> bytes | None:
-        """The overlay IP of the device to send to: the longest configured route, or the target itself."""
-        address = ip_address(target)
-        routes = [(net, via) for net, via in self.context.local.routes if address in net]
-        if routes:
-            return max(routes, key=lambda route: route[0].prefixlen)[1]
-        for interface in self.context.local.interfaces:
-            if address in interface.network:
-                return target
-        return None
+        """The overlay IP of the device to send to, by the longest of the own networks and configured routes.
+
+        In an own network that is the target itself, None for its broadcast addresses.
+        """
+        address, local = ip_address(target), self.context.local
+        hops = [*((interface.network, target) for interface in local.interfaces), *local.routes]
+        fitting = [(network, hop) for network, hop in hops if address in network]
+        if not fitting:
+            return None
+        network, hop = max(fitting, key=lambda each: each[0].prefixlen)
+        shared = hop is target and network.version == 4 and network.prefixlen < 31
+        if shared and address in (network.network_address, network.broadcast_address):
+            return None
+        return hop
 
     def may_send(self, source: bytes) -> bool:
         """Whether packets of this host may have this source IP: an own one, or of an advertised prefix."""
@@ -126,9 +131,8 @@ class Mesh:
             return None
         if self._held and self._is_held(flow.destination, now):
             return None
-        if session.initiator and (
-            now - session.created >= REKEY_AFTER or session.sealer.counter >= REKEY_AFTER_MESSAGES
-        ):
+        old = session.initiator and now - session.created >= REKEY_AFTER
+        if old or session.sealer.counter >= REKEY_AFTER_MESSAGES:
             self._rekey(session, now)
         return session
 
@@ -206,11 +210,10 @@ class Mesh:
 
     def gone(self, address: bytes, now: float) -> None:
         """The relay has nobody at this address: a hint. Sessions stay; packets are held back for a moment."""
-        if self._is_held(address, now):
-            return
-        _, step = self._held.get(address, (0.0, 0))
-        self._held[address] = (now + HOLD_BACK[step], min(step + 1, len(HOLD_BACK) - 1))
         self.handshakes.gone(address)
+        if not self._is_held(address, now):
+            _, step = self._held.get(address, (0.0, 0))
+            self._held[address] = (now + HOLD_BACK[step], min(step + 1, len(HOLD_BACK) - 1))
 
     # -- receiving
 
@@ -222,10 +225,12 @@ class Mesh:
         session = self.context.indices.get(bytes(data[4:8]))
         if session.__class__ is Session:
             self._on_sealed(session, source, data, now)
-        elif session is None and len(data) >= OVERHEAD:
+        elif session is not None:
+            self.context.drops["sealed_too_early"] += 1
+        elif len(data) >= OVERHEAD:
             self._solicit(source, destination, now)
         else:
-            self.context.drops["sealed_too_early"] += 1
+            self.context.drops["bad_sealed"] += 1
 
     def _on_sealed(self, session: Session, source: bytes, data: memoryview, now: float) -> None:
         drops = self.context.drops
@@ -265,6 +270,8 @@ class Mesh:
                     counts = True
                     if kind == record.JSON:
                         self._on_json(session, source, bytes(plain[start:end]), now)
+                        if session not in peer.sessions:
+                            return  # that was a bye
                 continue
             counts = True
             if key in accepted or self._accept(session, key):
@@ -298,11 +305,14 @@ class Mesh:
         return False
 
     def _routed_to(self, peer: Peer, source: bytes) -> bool:
-        """Whether our own configuration sends packets for this IP to this peer."""
-        networks = [net for net, via in self.context.local.routes if self._owners.get(via) is peer]
-        return _within(source, networks)
+        """Whether our own configuration sends packets for this IP to this peer: by the longest route."""
+        next_hop = self._next_hop(source)
+        return next_hop is not None and next_hop != source and self._owners.get(next_hop) is peer
 
     def _on_json(self, session: Session, source: bytes, body: bytes, now: float) -> None:
+        if not session.control.take(now):
+            self.context.drops["json_rate"] += 1
+            return
         try:
             value = record.decode_json(body)
         except MessageError:
@@ -362,6 +372,7 @@ class Mesh:
         peer.handshakes += 1
         peer.last_handshake = peer.heard = now
         self._held.pop(remote, None)
+        self._solicited[remote] = now
         self._new_source(session, remote, now)
 
         if initiator:
@@ -374,7 +385,8 @@ class Mesh:
                 self._send_records(peer.sending, records, now)
         else:
             self.keepalive(session)
-            self._send_in(session, self.handshakes.take_queue(local, remote), now)
+            # What waits for the IP at this address is for a session that has this IP.
+            self._send_in(session, self.handshakes.take_queue(local, remote, bool(session.verified)), now)
             self._show_addresses(session)
             plain = self._plain
             for kind, body in records:
@@ -436,7 +448,10 @@ class Mesh:
             session.sources.clear()
         session.sources.add(source)
         for overlay_ip in self.context.ips_at(session.info, source):
-            if overlay_ip not in session.verified and overlay_ip not in self._own_ips:
+            if overlay_ip in session.verified or overlay_ip in self._own_ips:
+                continue
+            # A peer that says it is a host of our LAN or of the Internet must not be able to speak for it.
+            if self._next_hop(overlay_ip) == overlay_ip:
                 self._verify(session, overlay_ip, now)
 
     def _verify(self, session: Session, overlay_ip: bytes, now: float) -> None:
@@ -444,12 +459,16 @@ class Mesh:
         owner = self._owners.get(overlay_ip)
         if owner is not None and owner is not peer:
             if now - owner.heard < CONFLICT_AFTER:
-                context.output.event("address_conflict", ip=overlay_ip, holder=owner, claimant=peer)
-                context.timers.at(owner.heard + CONFLICT_AFTER, self._look_again, session)
+                if overlay_ip not in session.contested:
+                    session.contested.add(overlay_ip)
+                    context.output.event("address_conflict", ip=overlay_ip, holder=owner, claimant=peer)
+                    again = owner.heard + CONFLICT_AFTER
+                    context.timers.at(again, self._look_again, (session, overlay_ip))
                 return
             for other in owner.sessions:
                 other.verified.discard(overlay_ip)
                 other.accepted.clear()
+                other.sources.clear()  # so that its next message claims the IP again
         match context.trust.check(overlay_ip, peer.static):
             case Verdict.REFUSED:
                 context.output.event("identity_refused", ip=overlay_ip, static=peer.static)
@@ -465,7 +484,9 @@ class Mesh:
         self._owners[overlay_ip] = peer
         self._flows.clear()
 
-    def _look_again(self, session: Session, now: float) -> None:
+    def _look_again(self, claim: tuple[Session, bytes], now: float) -> None:
+        session, overlay_ip = claim
+        session.contested.discard(overlay_ip)
         session.sources.clear()
 
     def _disown(self, session: Session, ips: set[bytes]) -> None:
@@ -496,7 +517,8 @@ class Mesh:
 
     def _rekey(self, session: Session, now: float) -> None:
         newest = session.peer.sessions[-1]
-        if newest is session or (not newest.confirmed and now - newest.created >= CONFIRM_WITHIN):
+        young = REKEY_AFTER if newest.confirmed else CONFIRM_WITHIN
+        if newest is session or now - newest.created >= young:
             self.handshakes.attempt(session.local, session.remote, now)
 
     # -- silence
@@ -537,10 +559,6 @@ class Mesh:
             or now - self._solicited.get(source, -1e9) < SOLICIT_EVERY
         ):
             return
-        for peer in self.peers.values():
-            newest = peer.sessions[-1]
-            if newest.remote == source and now - newest.created < SOLICIT_EVERY:
-                return
         if self._solicit_all.take(now):
             self._solicited[source] = now
             self.handshakes.attempt(destination, source, now, retry=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from shadowmesh.crypto.keys import fingerprint
 from shadowmesh.crypto.session import Opener, Sealer
+from shadowmesh.ratelimit import TokenBucket
 from shadowmesh.wire import frame
 from shadowmesh.wire.record import Info
 
@@ -11,6 +12,7 @@ REKEY_AFTER = 120.0  # the initiator, when sending
 REKEY_WHEN_RECEIVING = 165.0  # the initiator, when it only receives
 REKEY_AFTER_MESSAGES = 2**60
 SESSION_LIFETIME = 180.0
+JSON_RATE, JSON_BURST = 10, 30  # JSON records per second: they are slow to read, and a probe makes us answer
 MAX_SESSIONS = 3  # per peer: the current, the previous, and one that is being confirmed
 
 
@@ -25,6 +27,8 @@ class Session:
     __slots__ = (
         "accepted",
         "confirmed",
+        "contested",
+        "control",
         "created",
         "expires",
         "finish",
@@ -68,6 +72,8 @@ class Session:
         self.info = info
         self.verified: set[bytes] = set()
         self.sources: set[bytes] = set()  # relay addresses it has been heard from
+        self.contested: set[bytes] = set()  # overlay IPs of its info that another peer has at the moment
+        self.control = TokenBucket(JSON_RATE, JSON_BURST)
         self.accepted: set[bytes] = set()  # flow keys that passed cryptokey routing: a cache of the hot path
         self.finish = b""  # the message 3 of this handshake: sent (initiator) or received (responder)
         self.finish_answered = 0.0

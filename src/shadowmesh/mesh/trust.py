@@ -7,6 +7,8 @@ from enum import Enum
 
 from shadowmesh.crypto.keys import fingerprint
 
+MAX_KNOWN = 4096  # whoever holds the network key can make up any number of devices
+
 
 class Verdict(Enum):
     """What is known of an IP and the key that now answers for it."""
@@ -47,5 +49,9 @@ class Trust:
         return Verdict.REFUSED if self._strict and pin is None else Verdict.CHANGED
 
     def remember(self, ip: bytes, static: bytes) -> None:
-        """This key answers for this IP from now on."""
-        self.known[ip] = static
+        """This key answers for this IP from now on.
+
+        With MAX_KNOWN others nothing is kept of a new IP: what is known must not be driven out by strangers.
+        """
+        if ip in self.known or len(self.known) < MAX_KNOWN:
+            self.known[ip] = static

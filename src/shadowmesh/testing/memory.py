@@ -256,7 +256,7 @@ class Node:
 
 
 class MemoryMesh:
-    """`count` nodes a, b, c … with 10.10.10.1, .2, .3 … and fd00::1, ::2, ::3 …, connected to one relay.
+    """`nodes` devices a, b, c … with 10.10.10.1, .2, .3 … and fd00::1, ::2, ::3 …, connected to one relay.
 
     log: every frame sent so far, also those lost. `link` may be replaced at any time.
     """

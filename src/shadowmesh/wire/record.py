@@ -158,7 +158,7 @@ def decode_json(body: bytes) -> Info | Probe | Bye | None:
 
 def _info(fields: dict[str, object]) -> Info:
     try:
-        ips = tuple(ipaddress.ip_address(text).packed for text in _strings(fields, "ips", MAX_IPS))
+        ips = tuple(_ip(text) for text in _strings(fields, "ips", MAX_IPS))
         routes = tuple(str(ipaddress.ip_network(text)) for text in _strings(fields, "routes", MAX_ROUTES))
     except ValueError:
         raise MessageError("info: an address or a route cannot be read") from None
@@ -176,6 +176,12 @@ def _info(fields: dict[str, object]) -> Info:
         mtu=_integer(fields, "mtu", 65_535),
         versions=tuple(versions),
     )
+
+
+def _ip(text: str) -> bytes:
+    """IPv4-mapped becomes IPv4, whose blind address it has: a second form of an IP would evade its pin."""
+    address = ipaddress.ip_address(text)
+    return (getattr(address, "ipv4_mapped", None) or address).packed
 
 
 def _integer(fields: dict[str, object], key: str, most: int) -> int:
