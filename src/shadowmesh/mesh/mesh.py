@@ -6,6 +6,7 @@ Bytes and `now` (monotonic seconds) go in; messages, packets and events come out
 
 from __future__ import annotations
 
+from hashlib import sha256
 from ipaddress import ip_address
 
 from shadowmesh.crypto.session import OVERHEAD
@@ -363,7 +364,7 @@ class Mesh:
             info=info,
             now=now,
         )
-        session.finish = finish
+        session.finish = finish if initiator else sha256(finish).digest()
         self.context.indices[session.local_index] = session
         self.context.timers.at(session.expires, self._expire, session)
         peer.sessions.append(session)
@@ -413,7 +414,7 @@ class Mesh:
     def finish_repeated(self, data: bytes, index: bytes, now: float) -> bool:
         """Whether this is the finish that made a session, come once more; it is answered by a keepalive."""
         session = self.context.indices.get(index)
-        if not isinstance(session, Session) or session.initiator or session.finish != data:
+        if not isinstance(session, Session) or session.initiator or session.finish != sha256(data).digest():
             return False
         if now - session.finish_answered >= FINISH_ANSWER_EVERY:
             session.finish_answered = now
@@ -506,7 +507,8 @@ class Mesh:
         del self.context.indices[session.local_index]
         self._disown(session, set(session.verified))
         if peer.sending is session:
-            peer.sending = peer.sessions[-1] if peer.sessions else None
+            usable = [s for s in peer.sessions if s.confirmed] or peer.sessions
+            peer.sending = usable[-1] if usable else None
         if not peer.sessions:
             del self.peers[peer.static]
             self.context.output.event("peer_gone", peer=peer)

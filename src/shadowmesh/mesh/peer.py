@@ -75,7 +75,9 @@ class Session:
         self.contested: set[bytes] = set()  # overlay IPs of its info that another peer has at the moment
         self.control = TokenBucket(JSON_RATE, JSON_BURST)
         self.accepted: set[bytes] = set()  # flow keys that passed cryptokey routing: a cache of the hot path
-        self.finish = b""  # the message 3 of this handshake: sent (initiator) or received (responder)
+        self.finish = (
+            b""  # message 3 to send again (initiator), or the SHA-256 of the one received (responder)
+        )
         self.finish_answered = 0.0
 
     def __repr__(self) -> str:

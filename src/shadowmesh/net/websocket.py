@@ -406,8 +406,14 @@ class Protocol(WSProtocol):  # type: ignore[misc]
         ws = self.ws
         if ws is not None:
             ws.heard = True
-        free = self._ceiling - self._size + room
-        return view[: min(free, room - 1)] if free > 0 else self._too_long()
+        pending = self._size - room
+        free = self._ceiling - pending
+        if free <= 0:
+            return self._too_long()
+        # Filled to nine tenths the buffer would double. That is for a message that needs it: 72 KiB hold the
+        # frames that offload makes.
+        spare = self._size * 9 // 10 - pending
+        return view[: min(free, spare if spare > 0 else room - 1)]
 
     def pause_writing(self) -> None:
         if self.ws is not None:

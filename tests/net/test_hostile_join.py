@@ -1,0 +1,386 @@
+"""Joins that are not what they seem, against the real relay; and relays that lie, against the real link."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from base64 import b64decode, b64encode
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import pytest
+from websockets.asyncio.client import connect
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.typing import Subprotocol
+
+from shadowmesh.crypto.keys import DeviceKeys, NetworkKeys
+from shadowmesh.daemon.link import Identity, RelayLink
+from shadowmesh.testing.relay_client import RelayClient, address, frame, key, public
+from shadowmesh.testing.relay_server import QUICK, TestRelay, running_relay, with_relay
+from shadowmesh.testing.websocket import drive, until
+
+A, B = address("a"), address("b")
+SUBPROTOCOL = Subprotocol("shadowmesh.v1")
+NETWORK = NetworkKeys(bytes(range(32)))
+
+
+class Listener:
+    """Writes down what the link tells the engine."""
+
+    def __init__(self) -> None:
+        self.frames: list[bytes] = []
+        self.gone_addresses: list[bytes] = []
+        self.joins = 0
+
+    def on_frame(self, data: memoryview) -> None:
+        self.frames.append(bytes(data))
+
+    def joined(self) -> None:
+        self.joins += 1
+
+    def gone(self, address: bytes) -> None:
+        self.gone_addresses.append(address)
+
+    def pause(self) -> None:
+        pass
+
+    def resume(self) -> None:
+        pass
+
+
+@asynccontextmanager
+async def linked(url: str, host: str) -> AsyncIterator[tuple[RelayLink, Listener, list[tuple[str, Any]]]]:
+    """A running link of a device, that believes to dial `host`."""
+    events: list[tuple[str, Any]] = []
+    identity = Identity(NETWORK, DeviceKeys(bytes(32), NETWORK.network_id), bytes(16), (A, B))
+    link = RelayLink(url, host, identity, "test", lambda name, /, **facts: events.append((name, facts)))
+    link.listener = listener = Listener()
+    task = asyncio.create_task(link.run())
+    try:
+        yield link, listener, events
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
+
+
+@asynccontextmanager
+async def fake_relay(handler: Callable[[ServerConnection], Any]) -> AsyncIterator[str]:
+    """The URL of a server that does this with each connection."""
+
+    async def quietly(connection: ServerConnection) -> None:
+        with suppress(ConnectionClosed):
+            await handler(connection)
+
+    async with serve(
+        quietly, "127.0.0.1", 0, subprotocols=[SUBPROTOCOL], compression=None, max_size=None
+    ) as server:
+        host, port = next(iter(server.sockets)).getsockname()
+        yield f"ws://{host}:{port}/relay"
+
+
+# -- another relay's challenge
+
+
+def passing_on(target: str) -> Callable[[ServerConnection], Any]:
+    """A relay that has no challenge of its own: it shows another relay's, and takes the answer there."""
+
+    async def handler(victim: ServerConnection) -> None:
+        async with connect(target, subprotocols=[SUBPROTOCOL], compression=None, proxy=None) as other:
+
+            async def pump(source: Any, sink: Any) -> None:
+                async for message in source:
+                    await sink.send(message)
+
+            with suppress(ConnectionClosed):
+                await asyncio.gather(pump(other, victim), pump(victim, other))
+
+    return handler
+
+
+@pytest.mark.parametrize(("dialled", "joins"), [("evil.example", False), ("relay.example", True)])
+def test_a_challenge_that_is_passed_on_is_of_no_use_elsewhere(dialled: str, joins: bool) -> None:
+    """A signature names the relay that was dialled, and a relay that knows its names takes no other."""
+
+    async def main() -> None:
+        async with (
+            running_relay(QUICK, public_names=["relay.example"]) as relay,
+            fake_relay(passing_on(relay.url)) as url,
+            linked(url, dialled) as (link, listener, _),
+        ):
+            await until(lambda: listener.joins or link.state == "waiting")
+            assert listener.joins == joins
+            assert relay.server.router.addresses == (2 if joins else 0)
+            assert relay.counters.refused["join_refused"] == (0 if joins else 1)
+
+    drive(main)
+
+
+def test_without_public_names_a_relay_cannot_know() -> None:
+    """Said in docs/security.md: then a hostile relay can hold its victim's addresses at another relay too."""
+
+    async def main() -> None:
+        async with (
+            running_relay(QUICK) as relay,
+            fake_relay(passing_on(relay.url)) as url,
+            linked(url, "evil.example") as (_, listener, _),
+        ):
+            await until(lambda: listener.joins)
+            assert relay.server.router.addresses == 2
+
+    drive(main)
+
+
+# -- joins
+
+
+def join_of(
+    client: RelayClient, nonce: bytes, raw: bytes, network: str = "network", device: str = "device"
+) -> dict[str, str]:
+    """A join with these claims, signed by the keys of these names under any nonce."""
+    bound = nonce + hashlib.sha256(raw).digest()
+    return {
+        "type": "join",
+        "claims": b64encode(raw).decode(),
+        "network_signature": b64encode(key(network).sign(b"shadowmesh/v1 join network\0" + bound)).decode(),
+        "device_signature": b64encode(key(device).sign(b"shadowmesh/v1 join device\0" + bound)).decode(),
+    }
+
+
+async def challenged(client: RelayClient) -> bytes:
+    return b64decode((await client.next_control("challenge"))["nonce"])
+
+
+@with_relay()
+async def test_a_recorded_join_is_refused_on_the_next_connection(relay: TestRelay) -> None:
+    async with relay.client() as first, relay.client() as second:
+        recorded = join_of(first, await challenged(first), json.dumps(first.claims([A])).encode())
+        await first.send(recorded)
+        await first.next_control("joined")
+        await second.next_control("challenge")
+        await second.send(recorded)
+        assert await second.closed() == (4001, "the network signature does not verify")
+        assert relay.server.admission.joined == 1
+    async with running_relay() as restarted, restarted.client() as third:
+        await third.next_control("challenge")
+        await third.send(recorded)
+        assert (await third.closed())[0] == 4001
+
+
+@pytest.mark.parametrize(
+    ("network", "device", "reason"),
+    [
+        ("another network", "device", "the network signature does not verify"),
+        ("device", "device", "the network signature does not verify"),
+        ("network", "network", "the device signature does not verify"),
+        ("network", "another device", "the device signature does not verify"),
+    ],
+)
+def test_signatures_by_other_keys_are_refused(network: str, device: str, reason: str) -> None:
+    """A member cannot join as another device, nor anybody into a network without its key."""
+
+    @with_relay()
+    async def scenario(relay: TestRelay) -> None:
+        async with relay.client() as holder, relay.client() as client:
+            await holder.join(A)
+            raw = json.dumps(client.claims([A, B])).encode()
+            await client.send(join_of(client, await challenged(client), raw, network, device))
+            assert await client.closed() == (4001, reason)
+            await holder.send(frame(A, A))
+            await holder.next_control("problem")
+            assert relay.server.admission.joined == 1
+
+    scenario()
+
+
+@pytest.mark.parametrize("change", ["claims", "swapped", "prefix", "cut", "zeros"])
+def test_what_is_signed_cannot_be_changed(change: str) -> None:
+    @with_relay()
+    async def scenario(relay: TestRelay) -> None:
+        async with relay.client() as client:
+            nonce = await challenged(client)
+            raw = json.dumps(client.claims([A])).encode()
+            join = join_of(client, nonce, raw)
+            one, other = join["network_signature"], join["device_signature"]
+            match change:
+                case "claims":
+                    join["claims"] = b64encode(raw.replace(A.hex().encode(), B.hex().encode())).decode()
+                case "swapped":
+                    join |= {"network_signature": other, "device_signature": one}
+                case "prefix":  # one key in both roles: a signature for the one is none for the other
+                    both = json.dumps(client.claims([A], device="network")).encode()
+                    join = join_of(client, nonce, both, "network", "network")
+                    join["device_signature"] = join["network_signature"]
+                case "cut":
+                    join["network_signature"] = b64encode(b64decode(one)[:-1]).decode()
+                case "zeros":
+                    join |= {"network_signature": b64encode(bytes(64)).decode()}
+            await client.send(join)
+            assert (await client.closed())[0] == (4003 if change == "cut" else 4001)
+        assert relay.server.router.networks == 0
+
+    scenario()
+
+
+SMALL = [
+    "00" * 32,
+    "01" + "00" * 31,
+    "01" + "00" * 30 + "80",
+    "ec" + "ff" * 30 + "7f",
+    "ee" + "ff" * 30 + "ff",
+]
+
+
+@pytest.mark.parametrize("role", ["network", "device"])
+@pytest.mark.parametrize("small", SMALL)
+def test_a_key_under_which_anything_verifies_is_refused(role: str, small: str) -> None:
+    """R = the identity and S = 0 is a signature of everything under the identity: nobody owns such a network."""
+
+    @with_relay()
+    async def scenario(relay: TestRelay) -> None:
+        async with relay.client() as client:
+            raw = json.dumps(client.claims([A]) | {role: small}).encode()
+            join = join_of(client, await challenged(client), raw)
+            join[f"{role}_signature"] = b64encode(bytes.fromhex("01" + "00" * 63)).decode()
+            await client.send(join)
+            code, reason = await client.closed()
+            assert code == 4001
+            assert f"the {role} key is of small order" in (reason or "")
+
+    scenario()
+
+
+@with_relay()
+async def test_a_network_does_not_notice_another_with_the_same_addresses(relay: TestRelay) -> None:
+    """Not even by a claim of its addresses or by frames that bear them."""
+    async with relay.client() as a, relay.client() as b, relay.client() as stranger:
+        await a.join(A, device="a")
+        await b.join(B, device="b")
+        joined = await stranger.join(A, B, network="other", device="a")
+        assert joined["held"] == sorted([A.hex(), B.hex()])
+        await stranger.send(frame(A, B, b"from the stranger"))
+        await stranger.next_control("problem")
+        await b.send(frame(A, B, b"from b"))
+        assert await a.next_data() == frame(A, B, b"from b")
+        assert a.data.empty()
+        assert a.control.empty()
+
+
+@with_relay()
+async def test_a_frame_bears_only_an_address_of_its_sender(relay: TestRelay) -> None:
+    async with relay.client() as a, relay.client() as b, relay.client() as m:
+        await a.join(A, device="a")
+        await b.join(B, device="b")
+        await m.join(B, address("m"), device="m")
+        await m.send(frame(A, B, b"as b"))
+        await m.send(frame(A, address("nobody"), b"as nobody"))
+        assert (await m.next_control("problem"))["code"] == "foreign_source"
+        await m.send(frame(A, address("m"), b"as m"))
+        assert await a.next_data() == frame(A, address("m"), b"as m")
+        assert relay.counters.drops["foreign_source"] == 2
+
+
+# -- relays that lie
+
+CHALLENGE = {
+    "type": "challenge",
+    "version": 1,
+    "nonce": b64encode(public(key("nonce"))).decode(),
+    "server_name": "evil",
+    "region": "",
+    "max_frame": 131072,
+    "keepalive_s": 20,
+}
+JOINED = {
+    "type": "joined",
+    "remote": "x",
+    "held": [],
+    "refused": [],
+    "limits": {"addresses": 64, "max_frame": 131072},
+}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [JOINED],
+        [{"type": "gone", "address": A.hex(), "reason": "not_here"}],
+        [{"type": "addresses", "held": [], "refused": []}],
+        [CHALLENGE | {"version": 2}],
+        [CHALLENGE | {"nonce": "AAAA"}],
+        [CHALLENGE | {"max_frame": 1000}],
+        [CHALLENGE, CHALLENGE],
+        [CHALLENGE, JOINED, CHALLENGE],
+        [CHALLENGE, JOINED, JOINED],
+        [CHALLENGE, JOINED | {"held": ["00"]}],
+        ["{"],
+        ["[" * 5000],
+        ["x" * 9000],
+        ['{"type":"challenge","type":"challenge"}'],
+    ],
+    ids=lambda words: str(words)[:40],
+)
+def test_a_relay_out_of_its_mind_is_left(words: list[dict[str, Any] | str]) -> None:
+    """The connection ends with a reason in words, the link comes back later, and no frame got through."""
+
+    async def handler(connection: ServerConnection) -> None:
+        await connection.send(b"\x10" + bytes(60))
+        for each in words:
+            await connection.send(each if isinstance(each, str) else json.dumps(each))
+        await connection.wait_closed()
+
+    async def main() -> None:
+        async with fake_relay(handler) as url, linked(url, "evil.example") as (link, listener, events):
+            await until(lambda: any(name == "relay_lost" for name, _ in events))
+            (reason,) = {facts["reason"] for name, facts in events if name == "relay_lost"}
+            assert "protocol" in reason
+            assert not listener.frames
+            assert link.connects <= 1 or len(words) == 3
+            await until(lambda: sum(name == "relay_lost" for name, _ in events) > 1)
+
+    drive(main)
+
+
+def test_what_a_lying_relay_says_is_only_a_hint() -> None:
+    """Refusals of addresses that are not ours, problems and `gone` about anybody change nothing else."""
+
+    async def handler(connection: ServerConnection) -> None:
+        await connection.send(json.dumps(CHALLENGE))
+        await connection.recv()
+        foreign = {"address": address("somebody").hex(), "code": "address_in_use"}
+        await connection.send(json.dumps(JOINED | {"refused": [foreign]}))
+        for i in range(500):
+            gone = {"type": "gone", "address": bytes([i % 256] * 16).hex(), "reason": "x"}
+            for each in ({"type": "problem", "code": f"p{i}", "detail": "[2J"}, gone, {"type": f"later{i}"}):
+                await connection.send(json.dumps(each))
+        for size in (0, 1, 33, 34, 131_072):
+            await connection.send(b"\x10" + bytes(size - 1) if size else b"")
+        await connection.wait_closed()
+
+    async def main() -> None:
+        async with fake_relay(handler) as url, linked(url, "evil.example") as (link, listener, _):
+            await until(lambda: len(listener.frames) == 5)
+            assert link.ready
+            assert link.refused == {}
+            assert len(listener.gone_addresses) == 500
+            assert link.connects == 1
+
+    drive(main)
+
+
+def test_a_frame_longer_than_any_ends_the_connection() -> None:
+    async def handler(connection: ServerConnection) -> None:
+        await connection.send(json.dumps(CHALLENGE))
+        await connection.recv()
+        await connection.send(json.dumps(JOINED))
+        await connection.send(bytes(131_073))
+        await connection.wait_closed()
+
+    async def main() -> None:
+        async with fake_relay(handler) as url, linked(url, "evil.example") as (_, listener, events):
+            await until(lambda: any(name == "relay_lost" for name, _ in events))
+            assert not listener.frames
+
+    drive(main)

@@ -1,0 +1,757 @@
+"""The client's side of the relay protocol, against a relay made of the `websockets` package, or of bytes."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import hashlib
+import http
+import json
+import os
+import socket
+import time
+from base64 import b64decode, b64encode
+from collections.abc import AsyncIterator, Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+from websockets.typing import Subprotocol
+
+from shadowmesh.crypto.join import verify_join
+from shadowmesh.crypto.keys import DeviceKeys, NetworkKeys
+from shadowmesh.daemon import link as link_module
+from shadowmesh.daemon.link import AGENT, Identity, RelayLink
+from shadowmesh.net.client import connect
+from shadowmesh.net.websocket import WebSocket
+from shadowmesh.testing.websocket import BINARY, PING, PONG, TEXT, RawPeer, drive, frame, until
+from shadowmesh.wire.control import decode_claims
+
+NETWORK = NetworkKeys(bytes(range(32)))
+DEVICE = DeviceKeys(bytes(range(32, 64)), NETWORK.network_id)
+ADDRESSES = (b"A" * 16, b"B" * 16)
+IDENTITY = Identity(NETWORK, DEVICE, b"I" * 16, ADDRESSES)
+SUBPROTOCOLS = [Subprotocol("shadowmesh.v1")]
+
+Script = Callable[[ServerConnection], Awaitable[None]]
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The protocol's times, shortened; every jitter gives its most. They stop while the machine does."""
+    real, shown = time.monotonic(), 0.0
+
+    def steady(loop: asyncio.BaseEventLoop) -> float:
+        nonlocal real, shown
+        now = time.monotonic()
+        shown += min(now - real, 0.03)
+        real = now
+        return shown
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "time", steady)
+    monkeypatch.setattr(link_module, "random", SimpleNamespace(uniform=lambda low, high: high))
+    for name, value in {
+        "SWEEP": 0.01,
+        "JOIN_SECONDS": 0.2,
+        "ASK_AFTER": 0.05,
+        "DEAD_AFTER": 0.15,
+        "DEAD_ROUND_TRIPS": 0,
+        "GOODBYE_SECONDS": 0.1,
+        "KEEPALIVE_GRACE": 0.1,
+        "REASK_ADDRESSES": (0.05, 0.05),
+        "_USUAL": (0.02, 0.1),
+    }.items():
+        monkeypatch.setattr(link_module, name, value)
+
+
+class Engine:
+    """Whom the link calls, and its events."""
+
+    def __init__(self) -> None:
+        self.frames: list[bytes] = []
+        self.absent: list[bytes] = []
+        self.joins = 0
+        self.paused = False
+        self.events: list[tuple[str, dict[str, Any]]] = []
+
+    def on_frame(self, data: memoryview) -> None:
+        self.frames.append(bytes(data))
+
+    def joined(self) -> None:
+        self.joins += 1
+
+    def gone(self, address: bytes) -> None:
+        self.absent.append(address)
+
+    def pause(self) -> None:
+        self.paused = True
+
+    def resume(self) -> None:
+        self.paused = False
+
+    def event(self, name: str, /, **facts: object) -> None:
+        self.events.append((name, facts))
+
+    def happened(self, name: str) -> list[dict[str, Any]]:
+        return [facts for event, facts in self.events if event == name]
+
+
+class Linked:
+    """A running link and what it says."""
+
+    def __init__(self, port: int, peer_id: str = "p") -> None:
+        self.engine = Engine()
+        self.link = RelayLink(
+            f"ws://127.0.0.1:{port}/relay", "127.0.0.1", IDENTITY, peer_id, self.engine.event
+        )
+        self.link.listener = self.engine
+        self.task = asyncio.create_task(self.link.run())
+
+    async def joined(self, times: int = 1) -> None:
+        await until(lambda: self.engine.joins >= times)
+
+    async def lost(self) -> dict[str, Any]:
+        """Wait for the first loss: its facts."""
+        await until(lambda: self.engine.happened("relay_lost"))
+        return self.engine.happened("relay_lost")[0]
+
+    async def stop(self) -> None:
+        self.task.cancel()
+        await asyncio.wait({self.task})
+
+
+@contextlib.asynccontextmanager
+async def linked(port: int) -> AsyncIterator[Linked]:
+    running = Linked(port)
+    try:
+        yield running
+    finally:
+        await running.stop()
+
+
+def with_relay(*scripts: Script, **options: Any) -> Callable[[Callable[[Linked], Awaitable[None]]], None]:
+    """Run a test against a relay that plays these scripts, one per connection, the last for all after."""
+
+    def run(test: Callable[[Linked], Awaitable[None]]) -> None:
+        async def main() -> None:
+            left = list(scripts)
+
+            async def handler(ws: ServerConnection) -> None:
+                script = left.pop(0) if len(left) > 1 else left[0]
+                with contextlib.suppress(ConnectionClosed):
+                    await script(ws)
+
+            settings = {"subprotocols": SUBPROTOCOLS, "ping_interval": None, "close_timeout": 0.1} | options
+            async with (
+                serve(handler, "127.0.0.1", 0, **settings) as server,
+                linked(server.sockets[0].getsockname()[1]) as running,
+            ):
+                await test(running)
+
+        drive(main)
+
+    return run
+
+
+async def challenge(ws: ServerConnection, **changes: Any) -> bytes:
+    nonce = os.urandom(32)
+    message = {
+        "type": "challenge",
+        "version": 1,
+        "nonce": b64encode(nonce).decode(),
+        "server_name": "relay-1",
+        "region": "here",
+        "max_frame": 131072,
+        "keepalive_s": 20,
+    }
+    await ws.send(json.dumps(message | changes))
+    return nonce
+
+
+def joined_message(refused: tuple[bytes, ...] = (), code: str = "address_in_use") -> str:
+    message = {
+        "type": "joined",
+        "remote": "203.0.113.9:51234",
+        "held": [each.hex() for each in ADDRESSES if each not in refused],
+        "refused": [{"address": each.hex(), "code": code} for each in refused],
+        "limits": {"addresses": 64, "max_frame": 131072},
+    }
+    return json.dumps(message)
+
+
+async def admit(ws: ServerConnection, *refused: bytes, **changes: Any) -> dict[str, Any]:
+    """Challenge, join, joined; returns the join."""
+    await challenge(ws, **changes)
+    join: dict[str, Any] = json.loads(await ws.recv())
+    await ws.send(joined_message(refused))
+    return join
+
+
+async def stay(ws: ServerConnection) -> None:
+    await admit(ws)
+    await ws.wait_closed()
+
+
+async def silent(ws: ServerConnection) -> None:
+    await ws.wait_closed()
+
+
+def then(*messages: str | bytes) -> Script:
+    """A relay that joins a client, then says this."""
+
+    async def script(ws: ServerConnection) -> None:
+        await admit(ws)
+        for message in messages:
+            await ws.send(message)
+        await ws.wait_closed()
+
+    return script
+
+
+def closing(code: int, reason: str = "", *before: str) -> Script:
+    async def script(ws: ServerConnection) -> None:
+        await admit(ws)
+        for message in before:
+            await ws.send(message)
+        await ws.close(code, reason)
+
+    return script
+
+
+# Joining
+
+
+def test_join() -> None:
+    joins: list[dict[str, Any]] = []
+    nonces: list[bytes] = []
+    requests: list[Request] = []
+
+    async def script(ws: ServerConnection) -> None:
+        assert ws.request is not None
+        requests.append(ws.request)
+        nonces.append(await challenge(ws))
+        joins.append(json.loads(await ws.recv()))
+        await ws.send(joined_message())
+        await ws.wait_closed()
+
+    @with_relay(script)
+    async def test(running: Linked) -> None:
+        await running.joined()
+        link = running.link
+        assert (link.state, link.ready, link.reason, link.connects) == ("connected", True, "", 1)
+        assert link.remote == "203.0.113.9:51234"
+        assert link.relay is not None
+        assert (link.relay.server_name, link.relay.region) == ("relay-1", "here")
+        assert running.engine.happened("relay_joined") == [
+            {"relay": link.url, "name": "relay-1", "addresses": 2}
+        ]
+        await until(lambda: link.rtt is not None)
+
+    url = urlsplit(requests[0].path)
+    assert url.path == "/relay"
+    assert parse_qs(url.query) == {"peer_id": ["p"], "shard": [f"{NETWORK.network_id[0]:02x}"]}
+    assert "Authorization" not in requests[0].headers
+    raw = b64decode(joins[0]["claims"])
+    signatures = [b64decode(joins[0][f"{which}_signature"]) for which in ("network", "device")]
+    verify_join(nonces[0], raw, NETWORK.network_id, DEVICE.device_id, signatures[0], signatures[1])
+    claims = decode_claims(raw)
+    assert (claims.version, claims.instance, claims.relay) == (1, b"I" * 16, "127.0.0.1")
+    assert (claims.network, claims.device) == (NETWORK.network_id, DEVICE.device_id)
+    assert (claims.addresses, claims.agent) == (ADDRESSES, AGENT)
+
+
+def test_a_relay_quicker_than_our_own_dialling(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`joined` may come before the task that dials runs again."""
+
+    async def slow(*args: Any, **options: Any) -> None:
+        await connect(*args, **options)
+        await asyncio.sleep(0.05)
+
+    monkeypatch.setattr(link_module, "connect", slow)
+
+    @with_relay(closing(1012), stay)
+    async def test(running: Linked) -> None:
+        await running.joined(2)
+        await asyncio.sleep(0.1)
+        assert running.link.state == "connected"
+        assert running.engine.happened("relay_lost")[0]["code"] == 1012
+
+
+def test_only_what_is_refused_and_ours_is_asked_for_again() -> None:
+    asked: list[dict[str, Any]] = []
+
+    async def script(ws: ServerConnection) -> None:
+        await admit(ws, *ADDRESSES, b"C" * 16)
+        for refused in [[ADDRESSES[1]], [b"C" * 16, ADDRESSES[1]], []]:
+            asked.append(json.loads(await ws.recv()))
+            answer = {
+                "type": "addresses",
+                "refused": [{"address": each.hex(), "code": "too_many"} for each in refused],
+            }
+            await ws.send(json.dumps(answer))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.2):
+                asked.append(json.loads(await ws.recv()))
+        await ws.close()
+
+    @with_relay(script, silent)
+    async def test(running: Linked) -> None:
+        await running.joined()
+        assert running.link.refused == dict.fromkeys(ADDRESSES, "address_in_use")
+        await running.lost()
+        assert running.link.refused == {}
+        told = [(facts["address"], facts["code"]) for facts in running.engine.happened("address_refused")]
+        assert told == [
+            (ADDRESSES[0], "address_in_use"),
+            (ADDRESSES[1], "address_in_use"),
+            (ADDRESSES[1], "too_many"),
+        ]
+
+    add = [[each.hex() for each in addresses] for addresses in (ADDRESSES, ADDRESSES[1:], ADDRESSES[1:])]
+    assert asked == [{"type": "addresses", "add": each, "remove": []} for each in add]
+
+
+def test_answers_nobody_asked_for_do_not_multiply_the_questions() -> None:
+    asked: list[str | bytes] = []
+    refusal = [{"address": ADDRESSES[0].hex(), "code": "address_in_use"}]
+
+    async def script(ws: ServerConnection) -> None:
+        await admit(ws)
+        for _ in range(20):
+            await ws.send(json.dumps({"type": "addresses", "refused": refusal}))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.15):
+                while True:
+                    asked.append(await ws.recv())
+        await ws.close()
+
+    @with_relay(script, silent)
+    async def test(running: Linked) -> None:
+        await running.lost()
+
+    assert len(asked) == 1
+
+
+# Frames and messages
+
+
+def test_frames_both_ways() -> None:
+    received: list[str | bytes] = []
+
+    async def script(ws: ServerConnection) -> None:
+        await challenge(ws)
+        await ws.recv()
+        await ws.send(b"before joined")
+        await ws.send(joined_message())
+        await ws.send(b"\x10" + bytes(100_000))
+        received.append(await ws.recv())
+        await ws.wait_closed()
+
+    @with_relay(script)
+    async def test(running: Linked) -> None:
+        running.link.send_frame(b"dropped: there is no relay yet")
+        await running.joined()
+        running.link.send_frame(memoryview(b"\x10hello"))
+        await until(lambda: received and running.engine.frames)
+        assert received == [b"\x10hello"]
+        assert running.engine.frames == [b"\x10" + bytes(100_000)]
+
+
+def test_words_of_the_relay() -> None:
+    gone = json.dumps({"type": "gone", "address": "41" * 16, "reason": "not_here"})
+    problem = json.dumps({"type": "problem", "code": "address_in_use", "detail": "41" * 16})
+    unknown = json.dumps({"type": "weather", "rain": True})
+
+    @with_relay(then(unknown, problem, gone))
+    async def test(running: Linked) -> None:
+        await until(lambda: running.engine.absent)
+        assert running.engine.absent == [b"A" * 16]
+        assert running.engine.happened("relay_problem") == [{"code": "address_in_use", "detail": "41" * 16}]
+        assert running.link.ready
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "garbage",
+        "[1]",
+        '{"type":"gone","address":"xx","reason":"not_here"}',
+        '{"type":"gone","type":"gone"}',
+        "[" * 5000,
+        joined_message(),
+    ],
+)
+def test_a_relay_that_talks_nonsense(message: str) -> None:
+    @with_relay(then(message), stay)
+    async def test(running: Linked) -> None:
+        facts = await running.lost()
+        assert facts["code"] is None
+        assert facts["reason"].startswith("the relay breaks the protocol: ")
+        await running.joined(2)
+
+
+@pytest.mark.parametrize("kind", ["joined", "gone", "addresses", "challenge"])
+def test_messages_out_of_order(kind: str) -> None:
+    async def script(ws: ServerConnection) -> None:
+        if kind == "challenge":
+            await challenge(ws)
+            await challenge(ws)
+        elif kind == "joined":
+            await ws.send(joined_message())
+        else:
+            await challenge(ws)
+            await ws.send(json.dumps({"type": kind, "address": "41" * 16, "reason": "not_here"}))
+        await ws.wait_closed()
+
+    @with_relay(script, stay)
+    async def test(running: Linked) -> None:
+        assert (await running.lost())["reason"] == "the relay breaks the protocol: a message out of order"
+        await running.joined()
+        assert running.engine.absent == []
+
+
+def test_another_version() -> None:
+    async def script(ws: ServerConnection) -> None:
+        await challenge(ws, version=2)
+        await ws.wait_closed()
+
+    @with_relay(script, stay)
+    async def test(running: Linked) -> None:
+        assert "another version" in (await running.lost())["reason"]
+
+
+# Ends of a connection
+
+
+@pytest.mark.parametrize(
+    ("code", "retry_in", "words"),
+    [
+        (1000, 0.02, "the relay closed the connection (1000): text"),
+        (1008, 0.02, "the relay closed the connection (1008): text"),
+        (1012, 0.02, "the relay restarts: text"),
+        (1013, 0.02, "the relay is full: text"),
+        (4001, 30.0, "the relay refused the join: text"),
+        (4002, 0.02, "the relay gave up waiting for the join: text"),
+        (4003, 30.0, "the relay closed the connection (4003): text"),
+        (4004, 60.0, "duplicate_device: another process uses this device's key: text"),
+        (4005, 30.0, "the relay withdrew our credentials: text"),
+    ],
+)
+def test_close_codes(code: int, retry_in: float, words: str) -> None:
+    @with_relay(closing(code, "text"), stay)
+    async def test(running: Linked) -> None:
+        facts = await running.lost()
+        assert (facts["code"], facts["retry_in"]) == (code, round(retry_in, 1))
+        link = running.link
+        if retry_in < 1:
+            await running.joined(2)
+            assert (link.reason, link.connects) == ("", 2)
+        else:
+            assert (link.state, link.ready, link.reason) == ("waiting", False, words)
+        assert facts["reason"] == words
+
+
+def test_what_a_relay_says_cannot_write_on_the_terminal() -> None:
+    @with_relay(closing(4001, "\x1b[31mred\nline ü"), stay)
+    async def test(running: Linked) -> None:
+        assert (await running.lost())["reason"] == "the relay refused the join: ?[31mred?line ?"
+
+
+def test_drain() -> None:
+    @with_relay(closing(1012, "", json.dumps({"type": "drain", "reconnect_after_ms": 300})), stay)
+    async def test(running: Linked) -> None:
+        assert (await running.lost())["retry_in"] == pytest.approx(0.3, abs=0.05)
+        await running.joined(2)
+
+
+def test_drain_is_no_way_to_have_us_dial_without_a_pause() -> None:
+    @with_relay(closing(1012, "", json.dumps({"type": "drain", "reconnect_after_ms": 0})), stay)
+    async def test(running: Linked) -> None:
+        started = asyncio.get_running_loop().time()
+        await running.joined(2)
+        assert asyncio.get_running_loop().time() - started >= 0.02
+
+
+def test_a_loss_without_a_close_frame() -> None:
+    async def cut(ws: ServerConnection) -> None:
+        await admit(ws)
+        ws.transport.abort()
+
+    @with_relay(cut, cut, stay)
+    async def test(running: Linked) -> None:
+        facts = await running.lost()
+        assert (facts["code"], facts["reason"]) == (None, "the connection was lost")
+        await running.joined(3)
+        assert running.link.ready
+
+
+def test_a_connection_that_lasted_starts_the_back_off_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "STABLE_AFTER", 0.0)
+    monkeypatch.setattr(link_module, "_USUAL", (0.1, 10.0))
+
+    @with_relay(*[closing(1012)] * 3, stay)
+    async def test(running: Linked) -> None:
+        await running.joined(4)
+        assert [facts["retry_in"] for facts in running.engine.happened("relay_lost")] == [0.1] * 3
+
+
+def test_nobody_listens() -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        port = holder.getsockname()[1]
+
+        async def main() -> None:
+            async with linked(port) as running:
+                await until(lambda: running.engine.happened("relay_unreachable"))
+                assert "refuses connections" in running.link.reason
+                await asyncio.sleep(0.1)
+                assert len(running.engine.happened("relay_unreachable")) == 1
+                assert running.link.state in ("waiting", "connecting")
+
+        drive(main)
+
+
+def test_no_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*args: Any, **options: Any) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    async def main() -> None:
+        monkeypatch.setattr(socket, "getaddrinfo", fail)
+        link = RelayLink(
+            "ws://relay.invalid/relay", "relay.invalid", IDENTITY, "p", lambda name, **facts: None
+        )
+        task = asyncio.create_task(link.run())
+        await until(lambda: link.reason)
+        assert link.reason == "cannot find the address of relay.invalid: Name or service not known"
+        task.cancel()
+        await asyncio.wait({task})
+
+    drive(main)
+
+
+def test_a_busy_relay_does_not_send_us_away_for_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "MAX_RETRY_AFTER", 0.1)
+    tries: list[float] = []
+
+    def full(ws: ServerConnection, request: Request) -> Response | None:
+        tries.append(asyncio.get_running_loop().time())
+        if len(tries) > 1:
+            return None
+        response = ws.respond(http.HTTPStatus.SERVICE_UNAVAILABLE, "full\n")
+        response.headers["Retry-After"] = "3600"
+        return response
+
+    @with_relay(stay, process_request=full)
+    async def test(running: Linked) -> None:
+        await running.joined()
+        assert running.engine.happened("relay_unreachable")[0]["reason"].startswith("HTTP 503")
+        assert tries[1] - tries[0] >= 0.1
+
+
+def test_goodbye() -> None:
+    """What was sent last reaches the relay, then the close frame."""
+    received: list[Any] = []
+
+    async def script(ws: ServerConnection) -> None:
+        await admit(ws)
+        async for message in ws:
+            received.append(message)
+        received.append(ws.close_code)
+
+    @with_relay(script)
+    async def test(running: Linked) -> None:
+        await running.joined()
+        for number in range(3):
+            running.link.send_frame(bytes([0x10, number]))
+        await running.stop()
+        assert running.task.cancelled()
+        await until(lambda: len(received) == 4)
+
+    assert received == [b"\x10\x00", b"\x10\x01", b"\x10\x02", 1000]
+
+
+# Silence
+
+
+def test_a_relay_that_never_challenges() -> None:
+    @with_relay(silent, stay)
+    async def test(running: Linked) -> None:
+        assert (await running.lost())["reason"] == "the relay does not answer with a challenge"
+        await running.joined()
+
+
+def test_a_relay_that_never_joins_whatever_else_it_says() -> None:
+    async def script(ws: ServerConnection) -> None:
+        await challenge(ws)
+        while True:
+            await ws.send('{"type":"wait"}')
+            await asyncio.sleep(0.02)
+
+    @with_relay(script, stay)
+    async def test(running: Linked) -> None:
+        assert (await running.lost())["reason"] == "the relay does not answer the join"
+        await running.joined()
+
+
+class RawRelay:
+    """A relay made of bytes: it answers pings, reads and speaks when told to only."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.peer = RawPeer(reader, writer)
+
+    def send(self, opcode: int, payload: bytes) -> None:
+        self.peer.send(frame(opcode, payload, masked=False))
+
+    async def join(self, keepalive: float, away: float) -> None:
+        """Upgrade, challenge, joined, and the pong for the first ping after so many seconds."""
+        head = await self.peer.head()
+        key = next(line[19:] for line in head.splitlines() if line.lower().startswith("sec-websocket-key: "))
+        digest = hashlib.sha1(key.encode() + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest()
+        self.peer.send(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Protocol: shadowmesh.v1\r\nSec-WebSocket-Accept: "
+            + base64.b64encode(digest)
+            + b"\r\n\r\n"
+        )
+        message = {
+            "type": "challenge",
+            "version": 1,
+            "nonce": b64encode(bytes(32)).decode(),
+            "server_name": "",
+            "region": "",
+            "max_frame": 131072,
+            "keepalive_s": keepalive,
+        }
+        self.send(TEXT, json.dumps(message).encode())
+        assert (await self.peer.frame())[0] == TEXT
+        self.send(TEXT, joined_message().encode())
+        opcode, payload = await self.peer.frame()
+        assert opcode == PING
+        await asyncio.sleep(away)
+        self.send(PONG, payload)
+
+
+def with_raw_relay(
+    test: Callable[[Linked, RawRelay], Awaitable[None]], *, keepalive: float = 20.0, away: float = 0.0
+) -> None:
+    """Run a test with the first connection to such a relay; all others get no answer."""
+
+    async def main() -> None:
+        accepted: asyncio.Queue[RawRelay] = asyncio.Queue()
+        peers: list[RawRelay] = []
+
+        async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            peers.append(RawRelay(reader, writer))
+            accepted.put_nowait(peers[-1])
+
+        listener = socket.create_server(("127.0.0.1", 0))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 * 1024)
+        server = await asyncio.start_server(accept, sock=listener, limit=32 * 1024)
+        async with server, linked(listener.getsockname()[1]) as running:
+            relay = await accepted.get()
+            await relay.join(keepalive, away)
+            await running.joined()
+            await until(lambda: running.link.rtt is not None)
+            await test(running, relay)
+            await running.stop()
+            for each in peers:
+                each.peer.writer.transport.abort()
+
+    drive(main)
+
+
+def test_an_idle_connection_is_kept_by_pings() -> None:
+    async def test(running: Linked, relay: RawRelay) -> None:
+        for _ in range(5):
+            opcode, payload = await relay.peer.frame()
+            assert opcode == PING
+            relay.send(PONG, payload)
+        assert running.link.ready
+        assert (await running.lost())["reason"] == "the relay does not answer any more"
+
+    with_raw_relay(test, keepalive=0.1)
+
+
+def test_a_relay_that_falls_silent_while_we_send() -> None:
+    """Long before the keepalive would show it."""
+
+    async def test(running: Linked, relay: RawRelay) -> None:
+        running.link.send_frame(b"\x10" + bytes(40))
+        assert (await running.lost())["reason"] == "the relay does not answer any more"
+
+    with_raw_relay(test)
+
+
+def test_a_long_way_takes_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_module, "DEAD_ROUND_TRIPS", 4)
+
+    async def test(running: Linked, relay: RawRelay) -> None:
+        assert running.link.rtt is not None
+        assert running.link.rtt >= 0.2
+        running.link.send_frame(b"\x10" + bytes(40))
+        began = asyncio.get_running_loop().time()
+        await running.lost()
+        assert asyncio.get_running_loop().time() - began >= 0.8
+
+    with_raw_relay(test, away=0.2)
+
+
+def test_whatever_is_heard_counts_as_life() -> None:
+    async def test(running: Linked, relay: RawRelay) -> None:
+        for _ in range(20):
+            running.link.send_frame(b"\x10" + bytes(40))
+            relay.send(BINARY, b"\x10" + bytes(40))
+            await asyncio.sleep(0.03)
+        assert not running.engine.happened("relay_lost")
+
+    with_raw_relay(test)
+
+
+async def fill(running: Linked) -> None:
+    """Send until the socket takes no more."""
+    for _ in range(1000):
+        if running.engine.paused:
+            return
+        running.link.send_frame(b"\x10" + bytes(60_000))
+    raise AssertionError("the socket took 60 MB")
+
+
+def test_a_full_socket_and_then_silence() -> None:
+    """Nothing can be sent any more, so only what waits shows that we would."""
+
+    async def test(running: Linked, relay: RawRelay) -> None:
+        await fill(running)
+        relay.send(BINARY, b"\x10" + bytes(40))
+        await until(lambda: running.engine.frames)
+        assert running.engine.paused
+        assert (await running.lost())["reason"] == "the relay does not answer any more"
+        assert not running.engine.paused
+
+    with_raw_relay(test)
+
+
+@pytest.mark.parametrize("known", [True, False], ids=["with TCP_INFO", "without"])
+def test_a_slow_uplink_is_not_a_dead_one(known: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ping waits behind megabytes; what gets through shows that it is on its way."""
+    if not known:
+        monkeypatch.setattr(WebSocket, "delivered", lambda ws: None)
+    elif not hasattr(socket, "TCP_INFO"):
+        pytest.skip("this system does not tell what was acknowledged")
+
+    async def test(running: Linked, relay: RawRelay) -> None:
+        await fill(running)
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while loop.time() - began < 1.0:  # five times as long as silence may last
+                await relay.peer.reader.readexactly(20_000)
+                await asyncio.sleep(0.02)
+        assert bool(running.engine.happened("relay_lost")) is not known
+        assert (await running.lost())["reason"] == "the relay does not answer any more"
+
+    with_raw_relay(test)
