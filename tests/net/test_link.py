@@ -667,7 +667,7 @@ def with_raw_relay(
 
 def test_an_idle_connection_is_kept_by_pings() -> None:
     async def test(running: Linked, relay: RawRelay) -> None:
-        for _ in range(5):
+        for _ in range(3):
             opcode, payload = await relay.peer.frame()
             assert opcode == PING
             relay.send(PONG, payload)
@@ -692,18 +692,18 @@ def test_a_long_way_takes_patience(monkeypatch: pytest.MonkeyPatch) -> None:
 
     async def test(running: Linked, relay: RawRelay) -> None:
         assert running.link.rtt is not None
-        assert running.link.rtt >= 0.2
+        assert running.link.rtt >= 0.1
         running.link.send_frame(b"\x10" + bytes(40))
         began = asyncio.get_running_loop().time()
         await running.lost()
-        assert asyncio.get_running_loop().time() - began >= 0.8
+        assert asyncio.get_running_loop().time() - began >= 0.4
 
-    with_raw_relay(test, away=0.2)
+    with_raw_relay(test, away=0.1)
 
 
 def test_whatever_is_heard_counts_as_life() -> None:
     async def test(running: Linked, relay: RawRelay) -> None:
-        for _ in range(20):
+        for _ in range(12):
             running.link.send_frame(b"\x10" + bytes(40))
             relay.send(BINARY, b"\x10" + bytes(40))
             await asyncio.sleep(0.03)
@@ -748,7 +748,7 @@ def test_a_slow_uplink_is_not_a_dead_one(known: bool, monkeypatch: pytest.Monkey
         loop = asyncio.get_running_loop()
         began = loop.time()
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            while loop.time() - began < 1.0:  # five times as long as silence may last
+            while loop.time() - began < 0.7:  # several times as long as silence may last
                 await relay.peer.reader.readexactly(20_000)
                 await asyncio.sleep(0.02)
         assert bool(running.engine.happened("relay_lost")) is not known

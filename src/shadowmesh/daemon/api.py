@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -13,15 +15,15 @@ from starlette.routing import Route
 Report = Callable[[], dict[str, Any]]
 
 
-def create_api(status: Report, hosts: set[str]) -> Starlette:
-    """status: the facts of /status. hosts: names that a request's Host may have.
+def create_api(status: Report) -> Starlette:
+    """status: the facts of /status.
 
-    A page that points its own name at this address (DNS rebinding) is refused by that.
+    A page that points its own name at this address (DNS rebinding) is refused by its Host header.
     """
 
     def guarded(handler: Callable[[], Response]) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
-            if request.url.hostname not in hosts:
+            if not _is_own(request.headers.get("host", "")):
                 return JSONResponse({"error": "this Host is not served here"}, status_code=403)
             return handler()
 
@@ -39,3 +41,12 @@ def create_api(status: Report, hosts: set[str]) -> Starlette:
             Route("/status", guarded(lambda: JSONResponse(status()))),
         ]
     )
+
+
+def _is_own(host: str) -> bool:
+    """Whether a Host header names an IP address or localhost, which no page can point anywhere."""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+        return name == "localhost" or bool(ip_address(name))
+    except ValueError:
+        return False

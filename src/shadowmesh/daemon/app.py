@@ -8,9 +8,12 @@ import os
 import random
 import secrets
 import signal
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from shadowmesh import __version__
 from shadowmesh.config.client import ClientConfig
@@ -20,7 +23,7 @@ from shadowmesh.daemon.engine import Engine
 from shadowmesh.daemon.events import Events
 from shadowmesh.daemon.link import AGENT, Identity, RelayLink
 from shadowmesh.daemon.state import StateDirectory
-from shadowmesh.errors import StartError
+from shadowmesh.errors import StartError, TunError
 from shadowmesh.mesh.context import Context, Local
 from shadowmesh.mesh.mesh import Mesh
 from shadowmesh.mesh.peer import Peer
@@ -30,34 +33,36 @@ from shadowmesh.observe.logging import get_logger
 from shadowmesh.tun.base import TunDevice
 from shadowmesh.tun.linux import open_tun
 
-STOP_SECONDS = 3.0
+STOP_SECONDS = 2.5  # from the signal to the end, whatever happens
+REMEMBER_AFTER = 1.0  # seconds in which all peers that are met cost one write of the disk
 _IDENTITIES = {"identity_new", "identity_changed"}
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 log = get_logger("daemon")
 
 
 def run(config: ClientConfig) -> None:
     """Run until SIGTERM or SIGINT. Raises StartError and TunError, in words."""
-    state = StateDirectory(_state_path(config))
+    network = config.network
+    # First the device: who may not make one learns that, instead of something about the state directory.
+    tun = open_tun(network.device_name, network.local_ip, network.mtu, [route.to for route in network.routes])
     try:
-        seed = state.seed()
-        network = config.network
-        tun = open_tun(
-            network.device_name, network.local_ip, network.mtu, [route.to for route in network.routes]
-        )
+        state = StateDirectory(_state_path(config))
         try:
-            asyncio.run(Daemon(config, state, seed, tun).run())
+            asyncio.run(Daemon(config, state, state.seed(), tun).run())
         finally:
-            tun.close()
+            state.close()
     finally:
-        state.close()
+        tun.close()
 
 
 def _state_path(config: ClientConfig) -> str:
     """The configured directory; else what systemd gives by StateDirectory=; else the default."""
     if "state_directory" in config.daemon.model_fields_set:
         return config.daemon.state_directory
-    return os.environ.get("STATE_DIRECTORY") or config.daemon.state_directory
+    return os.environ.get("STATE_DIRECTORY", "").split(":")[0] or config.daemon.state_directory
 
 
 class Daemon:
@@ -73,43 +78,61 @@ class Daemon:
         known = state.known_peers(self._network.network_id)
         self._trust = Trust(known, pins, strict=config.peers.verify == "strict")
         self._started = time.monotonic()
+        self._remembering: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop
+        self._stop: asyncio.Future[None]
+        self._events: Events
+        self._names: dict[str, str]
         self._mesh: Mesh
         self._link: RelayLink
         self._engine: Engine
 
     async def run(self) -> None:
-        """Everything between the start and the end of the event loop."""
-        loop = asyncio.get_running_loop()
+        """Everything between the start and the end of the event loop.
+
+        Raises StartError, and TunError when the device is lost.
+        """
+        self._loop = loop = asyncio.get_running_loop()
+        loop.set_default_executor(_Lookups())
         self._events = Events(log, loop.time)
-        stop: asyncio.Future[None] = loop.create_future()
+        self._stop = loop.create_future()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._on_signal, stop)
+            loop.add_signal_handler(number, self._on_signal)
 
         context = self._make_context()
-        listen = self._config.daemon.listen_address
-        hosts = {"localhost", "127.0.0.1", "::1", listen.host.strip("[]")}
-        api = await serve_http(
-            create_api(self.status, hosts), listen.host, listen.port, "daemon.listen_address"
-        )
+        own = context.addresses.items()
+        self._names = {
+            address.hex(): str(ip_address(ip)) if ip else self._config.peer.id for address, ip in own
+        }
         self._mesh = self._engine.start(context)
         self._link.listener = self._engine
-        linking = asyncio.create_task(self._link.run(), name="relay link")
-        self._log_start()
-        gc.collect()
-        gc.freeze()  # what lives from here to the end need not be looked at again
+        listen = self._config.daemon.listen_address
         try:
-            await asyncio.wait({stop, linking}, return_when=asyncio.FIRST_COMPLETED)
+            api = await serve_http(create_api(self.status), listen.host, listen.port, "daemon.listen_address")
+            self._log_start()
+            gc.collect()
+            gc.freeze()  # what lives from here to the end need not be looked at again
+            try:
+                await self._run_link()
+            finally:
+                await api.close()
+        finally:
+            self._engine.stop()
+            self._remember()
+
+    async def _run_link(self) -> None:
+        linking = asyncio.create_task(self._link.run(), name="relay link")
+        try:
+            await asyncio.wait({self._stop, linking}, return_when=asyncio.FIRST_COMPLETED)
             if linking.done():
                 linking.result()
-            if stop.done():
-                stop.result()
+            self._stop.result()
             log.info("stopping")
         finally:
             self._mesh.bye()
             self._engine.stop()
             linking.cancel()
-            await asyncio.wait({linking}, timeout=STOP_SECONDS)
-            await api.close()
+            await asyncio.wait({linking})
 
     def _make_context(self) -> Context:
         config = self._config
@@ -121,7 +144,6 @@ class Daemon:
             routes=tuple((route.to, route.via.packed) for route in config.network.routes),
             advertise=config.network.advertise,
         )
-        loop = asyncio.get_running_loop()
         context = Context(
             network=self._network,
             device=self._device,
@@ -134,21 +156,40 @@ class Daemon:
         identity = Identity(self._network, self._device, secrets.token_bytes(16), tuple(context.addresses))
         server = config.relay.server
         self._link = RelayLink(server.url, server.host, identity, secrets.token_hex(16), self._on_event)
-        self._engine = context.output = Engine(self._tun, self._link, loop, self._on_event)
+        self._engine = context.output = Engine(self._tun, self._link, self._loop, self._on_event)
         return context
 
-    def _on_signal(self, stop: asyncio.Future[None]) -> None:
-        if stop.done():
+    def _on_signal(self) -> None:
+        if self._stop.done():
             os._exit(1)  # asked twice: at once
-        stop.set_result(None)
+        self._stop.set_result(None)
+        self._loop.call_later(STOP_SECONDS, os._exit, 0)  # the device goes with the process
 
     def _on_event(self, name: str, /, **facts: object) -> None:
-        self._events(name, **facts)
-        if name in _IDENTITIES:
-            try:
-                self._state.remember_peers(self._network.network_id, self._trust.known)
-            except StartError as error:
-                log.error("cannot remember the peer's key", reason=str(error))
+        if name == "tun_lost":
+            error = facts["error"]
+            if isinstance(error, TunError) and not self._stop.done():
+                self._stop.set_exception(error)
+            return
+        self._events(name, **{key: self._own(value) for key, value in facts.items()})
+        if name in _IDENTITIES and self._remembering is None:
+            self._remembering = self._loop.call_later(REMEMBER_AFTER, self._remember)
+
+    def _own(self, fact: object) -> object:
+        """An own blind address as the IP or the name that it stands for; anything else as it is."""
+        name = fact.hex() if isinstance(fact, bytes) else fact
+        return self._names.get(name, fact) if isinstance(name, str) else fact
+
+    def _remember(self) -> None:
+        """Write down the peers that were met since the last time."""
+        if self._remembering is None:
+            return
+        self._remembering.cancel()
+        self._remembering = None
+        try:
+            self._state.remember_peers(self._network.network_id, self._trust.known)
+        except StartError as error:
+            log.error("cannot remember the peers' keys", reason=str(error))
 
     def _log_start(self) -> None:
         for warning in self._tun.warnings:
@@ -170,7 +211,7 @@ class Daemon:
     def status(self) -> dict[str, Any]:
         """The facts of GET /status."""
         config, link = self._config, self._link
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         return {
             "status": link.state,
             "reason": link.reason,
@@ -191,7 +232,7 @@ class Daemon:
                 "connects": link.connects,
                 "rtt_ms": round(link.rtt * 1000, 2) if link.rtt is not None else None,
                 "remote": link.remote,
-                "refused": {address.hex(): code for address, code in link.refused.items()},
+                "refused": {str(self._own(address)): code for address, code in link.refused.items()},
             },
             "peers": [self._peer(peer, now) for peer in self._mesh.peers.values()],
             "packets_in": self._engine.packets_in,
@@ -219,3 +260,20 @@ class Daemon:
             "mtu": info.mtu if info else 0,
             "routes": list(info.routes) if info else [],
         }
+
+
+class _Lookups(ThreadPoolExecutor):
+    """Threads for looking up names, for which nobody waits at the end: a resolver may hang for minutes."""
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        future: Future[T] = Future()
+
+        def work() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(fn(*args, **kwargs))
+                except BaseException as error:
+                    future.set_exception(error)
+
+        threading.Thread(target=work, name="lookup", daemon=True).start()
+        return future

@@ -31,6 +31,7 @@ LINK_GRACE = 2.0  # seconds without a relay after which senders are told instead
 _HEADER = record.HEADER_SIZE
 _VNET = offload.HEADER_SIZE
 _PADDING = 19  # the most that `record.padding` gives
+_ROOM = record.MAX_PLAINTEXT - _PADDING  # for the records of a message, whatever padding they need
 _WINDOW = FULL + 2 * (_HEADER + MAX_RECORD) + _PADDING
 
 
@@ -49,7 +50,8 @@ class Link(Protocol):
 class Engine:
     """Reads the TUN device whenever the link takes more, and writes to it what peers send.
 
-    It is the mesh's `Output`. events: called with the name and the facts of each event of the mesh.
+    It is the mesh's `Output`. events: called with the name and the facts of each event of the mesh, and with
+    `tun_lost` and the TunError as `error` when the device is gone: then the engine has stopped.
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class Engine:
         self._loop = loop
         self._now = loop.time
         self.event = events
-        self.packets_in = self.packets_out = 0  # from and to peers
+        self.packets_in = self.packets_out = 0  # from peers; to peers, with those that wait for a session
         self._stashes: dict[Flow, bytearray] = {}
         self._window = memoryview(bytearray(_WINDOW))
         self._frame = memoryview(bytearray(frame.HEADER_SIZE + record.MAX_PLAINTEXT + SEALED_OVERHEAD))
@@ -120,6 +122,8 @@ class Engine:
         base = at = 0
         try:
             for _ in range(MAX_READS):
+                if not self._reading:
+                    break  # the link takes no more
                 start = at + _HEADER
                 size = tun.read_into(plain[start:])
                 if not size:
@@ -133,6 +137,9 @@ class Engine:
                     plain[start:end] = plain[start + _VNET : end + _VNET]
                     key = ip.flow_key(plain, start, end)
                 else:
+                    if flow is not None:
+                        self._send_before(flow, base, at, now)
+                    flow, base, at = None, 0, 0
                     self._split(plain[start:end], now)
                     continue
                 to = mesh.flow(key) if key else None
@@ -145,9 +152,10 @@ class Engine:
                         continue
                     if flow is not None:
                         self._send_before(flow, base, at, now)
-                        self._send_stash(to, now)
+                    if self._stashes:
+                        self._send_stash(to, now)  # what came first goes first
                     base, flow = at, to
-                elif record.padded_size(end - base) > record.MAX_PLAINTEXT:
+                elif end - base > _ROOM:
                     self._send_before(flow, base, at, now)
                     base = at
                 record.header.pack_into(plain, at, kind << 24 | (end - start))
@@ -156,12 +164,10 @@ class Engine:
                 if at - base >= FULL or at > _WINDOW - _HEADER - MAX_RECORD - _PADDING:
                     self._send(flow, plain[base : at + _PADDING], at - base, now)
                     flow, base, at = None, 0, 0
-                    if not self._reading:
-                        break
         except OffloadError:
             self._drops["bad_offload"] += 1
         except TunError as error:
-            self.pause()
+            self.stop()
             self.event("tun_lost", error=error)
         if flow is not None:
             self._send(flow, plain[base : at + _PADDING], at - base, now)
@@ -179,7 +185,7 @@ class Engine:
         """Seal and send plain[:size], which has room for padding behind it."""
         session = self._mesh.session(flow, now)
         if session is None or not self._link.ready:
-            self._cannot_send(flow, plain[:size], now)
+            self._cannot_send(flow, session is None, plain[:size], now)
             return
         padding = record.padding(size)
         plain[size : size + len(padding)] = padding
@@ -218,18 +224,20 @@ class Engine:
             else:
                 self._stash(to, kind, body, now)
 
-    def _cannot_send(self, flow: Flow, plain: memoryview, now: float) -> None:
-        """There is no session yet, or no relay: keep the packets, or say that they cannot go."""
-        if not self._link.ready and now - self._link.since > LINK_GRACE:
-            self._drops["no_relay"] += 1
-            for kind, start, end in record.split(plain, len(plain)):
-                self._tell(kind, plain[start:end], ip.Unreachable.HELD_BACK, now)
-        elif self._mesh.session(flow, now) is not None:
-            self._drops["no_relay"] += 1
-        else:
-            for kind, start, end in record.split(plain, len(plain)):
-                if not self._mesh.enqueue(flow, kind, bytes(plain[start:end]), now):
-                    self._tell(kind, plain[start:end], ip.Unreachable.HELD_BACK, now)
+    def _cannot_send(self, flow: Flow, waiting: bool, plain: memoryview, now: float) -> None:
+        """There is no session yet (waiting), or no relay: keep the packets, or say that they cannot go."""
+        link = self._link
+        late = not link.ready and now - link.since > LINK_GRACE
+        for kind, start, end in record.split(plain, len(plain)):
+            body = plain[start:end]
+            if waiting and not late:
+                if self._mesh.enqueue(flow, kind, bytes(body), now):
+                    continue
+            else:
+                self._drops["no_relay"] += 1
+            self.packets_out -= 1
+            if waiting or late:
+                self._tell(kind, body, ip.Unreachable.HELD_BACK, now)
 
     def _no_flow(self, kind: int, key: bytes, body: memoryview | bytes, now: float) -> None:
         target = key[len(key) // 2 :]
@@ -312,5 +320,7 @@ class Engine:
 
     def _tick(self) -> None:
         self._timer = None
-        self._mesh.tick(self._now())
-        self._arm()
+        try:
+            self._mesh.tick(self._now())
+        finally:
+            self._arm()  # also after a bug: the other timers must not stop with one

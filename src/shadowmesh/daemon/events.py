@@ -11,8 +11,11 @@ from structlog.typing import FilteringBoundLogger
 from shadowmesh.crypto.keys import fingerprint
 from shadowmesh.mesh.lru import Lru
 from shadowmesh.mesh.peer import Peer
+from shadowmesh.ratelimit import TokenBucket
 
-QUIET_FOR = 60.0  # seconds before the same warning about the same thing is logged again
+QUIET_FOR = 60.0  # seconds before the same about the same thing is logged again
+COMINGS_AND_GOINGS = 5  # of one thing, logged before that applies
+RATE, BURST = 1, 60  # lines per second for one event, whoever makes up new facts
 MAX_REMEMBERED = 256
 
 # Every event: its level and what it says.
@@ -33,7 +36,8 @@ _EVENTS = {
     "relay_problem": ("warning", "the relay complains"),
     "probe_ack": ("debug", "probe answered"),
 }
-_ALWAYS = {"session", "peer_gone", "relay_joined", "relay_lost"}
+_COMES_AND_GOES = {"session", "peer_gone", "relay_joined", "relay_lost"}
+_VARIES = {"retry_in"}  # facts that do not make it another event
 
 
 class Events:
@@ -42,20 +46,28 @@ class Events:
     def __init__(self, log: FilteringBoundLogger, now: Callable[[], float]) -> None:
         self._log = log
         self._now = now
-        self._last: Lru[str, float] = Lru(MAX_REMEMBERED)
+        self._same: Lru[str, TokenBucket] = Lru(MAX_REMEMBERED)
+        self._all = {name: TokenBucket(RATE, BURST) for name in _EVENTS}
         self.counts: Counter[str] = Counter()
 
     def __call__(self, name: str, /, **facts: object) -> None:
         """Count an event and log it, repeated ones about the same thing at most once a minute."""
         self.counts[name] += 1
         level, words = _EVENTS[name]
+        if name == "session" and isinstance(peer := facts.get("peer"), Peer) and peer.handshakes > 1:
+            level = "debug"  # every two minutes for each peer: new keys, no news
         told = {key: _told(key, value) for key, value in facts.items() if value is not None}
+        if self._is_new(name, level, told):
+            getattr(self._log, level)(words, **told)
+
+    def _is_new(self, name: str, level: str, told: dict[str, object]) -> bool:
         now = self._now()
-        about = f"{name} {sorted(told.items())}"
-        if name not in _ALWAYS and now - self._last.get(about, -QUIET_FOR) < QUIET_FOR:
-            return
-        self._last[about] = now
-        getattr(self._log, level)(words, **told)
+        about = f"{name} {level} {sorted((key, told[key]) for key in told.keys() - _VARIES)}"
+        same = self._same.get(about)
+        if same is None:
+            burst = COMINGS_AND_GOINGS if name in _COMES_AND_GOES else 1
+            same = self._same[about] = TokenBucket(1 / QUIET_FOR, burst)
+        return same.take(now) and self._all[name].take(now)
 
 
 def _told(key: str, value: object) -> object:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,6 +27,8 @@ DEAD_ROUND_TRIPS = 4
 KEEPALIVE_GRACE = 5.0
 REASK_ADDRESSES = (4.0, 6.0)  # seconds after a refusal
 STABLE_AFTER = 5.0  # a connection that lasted this long starts the back-off anew
+MAX_RETRY_AFTER = 60.0  # seconds that an HTTP answer may keep us waiting, beside the back-off
+GOODBYE_SECONDS = 0.5  # at the end, for what was sent last to reach the relay
 
 # First and longest wait, doubling in between, by what ended the last connection.
 _USUAL = (0.2, 10.0)
@@ -39,21 +42,24 @@ class Backoff:
 
     def __init__(self, uniform: Callable[[float, float], float]) -> None:
         self._uniform = uniform
-        self._failures = 0
+        self._failures = self._refusals = 0
 
     def reset(self) -> None:
         """The last connection was a good one."""
-        self._failures = 0
+        self._failures = self._refusals = 0
 
     def next(self, code: int | None) -> float:
         """Seconds to wait after a connection that ended with this close code (None: no close frame)."""
         if code == control.CLOSE_REPLACED:
             return self._uniform(*_REPLACED)
-        first, longest = _REFUSED if code in _REFUSED_CODES else _USUAL
-        ceiling = min(longest, first * 2.0 ** min(self._failures, 16))
+        if code in _REFUSED_CODES:
+            ceiling = _doubled(*_REFUSED, self._refusals)
+            self._refusals += 1
+            # A refusal is not a crowd: it waits at least half, or it would come back at once.
+            return self._uniform(ceiling / 2, ceiling)
+        ceiling = _doubled(*_USUAL, self._failures)
         self._failures += 1
-        # A refusal is not a crowd: it waits at least half, or it would come back at once.
-        return self._uniform(ceiling / 2 if code in _REFUSED_CODES else 0.0, ceiling)
+        return self._uniform(0.0, ceiling)
 
 
 class Listener(Protocol):
@@ -128,8 +134,13 @@ class RelayLink:
                 self._become("waiting")
                 await asyncio.sleep(wait)
         finally:
-            if self._ws is not None:
-                self._ws.close(1000, "going away")
+            ws = self._ws
+            if ws is not None:
+                ws.close(1000, "going away")
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(GOODBYE_SECONDS):
+                        await ws.lasted()
+                ws.abort()
 
     async def _once(self) -> float:
         """One connection, from dialling to its end. Returns the seconds to wait before the next."""
@@ -147,23 +158,10 @@ class RelayLink:
             if failure.reason != self.reason:
                 self._event("relay_unreachable", relay=self.url, reason=failure.reason)
             self.reason = failure.reason
-            return max(failure.retry_after or 0.0, self._backoff.next(None))
-        self._ws = ws
-        self._become("joining")
-        try:
-            code, reason = await ws.lasted()
-        finally:
-            lasted = self._loop.time() - self.since if self.ready else 0.0
-            self.ready = False
-            self.send_frame = _drop
-            self._become("waiting")
-            self.refused.clear()
-        self._ws = None
-        if lasted >= STABLE_AFTER:
-            self._backoff.reset()
-        self.reason = reason
-        wait = self._backoff.next(code) if ws.drain is None else ws.drain
-        self._event("relay_lost", relay=self.url, code=code, reason=reason, retry_in=round(wait, 1))
+            return min(failure.retry_after or 0.0, MAX_RETRY_AFTER) + self._backoff.next(None)
+        code, self.reason = await ws.lasted()
+        wait = ws.drain + self._backoff.next(code)
+        self._event("relay_lost", relay=self.url, code=code, reason=self.reason, retry_in=round(wait, 1))
         return wait
 
     def _become(self, state: str) -> None:
@@ -174,20 +172,35 @@ class RelayLink:
 
     # -- called by the connection
 
+    def on_open(self, ws: _Connection) -> None:
+        """The relay can be spoken to; `connect` returns some turns of the event loop later only."""
+        self._ws = ws
+        self._become("joining")
+
+    def on_lost(self) -> None:
+        """The connection is gone."""
+        if self.ready and self._loop.time() - self.since >= STABLE_AFTER:
+            self._backoff.reset()
+        self._ws = None
+        self.ready = False
+        self.send_frame = _drop
+        self.refused.clear()
+        self._become("waiting")
+
     def on_joined(self, ws: _Connection, joined: control.Joined) -> None:
         """The relay accepted the join."""
         self.relay = ws.challenge
         self.remote = joined.remote
         self.connects += 1
         self.ready = True
+        self.reason = ""
         self._become("connected")
         self.send_frame = ws.send_data
-        self.on_refused(joined.refused)
         self._event("relay_joined", relay=self.url, name=ws.server_name, addresses=len(joined.held))
         self.listener.joined()
 
     def on_refused(self, refused: tuple[control.Refused, ...]) -> None:
-        """Addresses that the relay gives to another device, or to nobody; they are asked for again."""
+        """Those of our addresses that the relay does not give us; they are asked for again."""
         for each in refused:
             if self.refused.get(each.address) != each.code:
                 self._event("address_refused", address=each.address, code=each.code)
@@ -210,13 +223,16 @@ class _Connection(WebSocket):
         self._ended: asyncio.Future[tuple[int | None, str]] = self._loop.create_future()
         self._why = ""
         self._joined = False
-        self._sent = False
-        self._asked: float | None = None
-        self._last_heard = self._loop.time()
+        self._sent = False  # a frame, since the last sweep
+        self._waiting = False  # for a sign of the relay, as we have sent since it was heard last
+        self._asked: float | None = None  # when a ping was sent that is not answered yet
+        self._reached = self._target = 0  # bytes the relay's TCP has acknowledged, and must for that ping
+        self._since = self._last_heard = self._loop.time()
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._reask_timer: asyncio.TimerHandle | None = None
         self.challenge: control.Challenge | None = None
-        self.drain: float | None = None
+        self.drain = 0.0
+        """Seconds that the relay wants us to stay away."""
 
     @property
     def server_name(self) -> str:
@@ -224,7 +240,7 @@ class _Connection(WebSocket):
 
     async def lasted(self) -> tuple[int | None, str]:
         """Wait for the end: (close code, reason in words)."""
-        return await self._ended
+        return await asyncio.shield(self._ended)
 
     def send_data(self, data: memoryview | bytes) -> None:
         self._sent = True
@@ -234,8 +250,9 @@ class _Connection(WebSocket):
 
     def on_open(self) -> None:
         self.set_write_limits(0, 0)  # packets wait in the kernel's queue for the device, not here
-        self._last_heard = self._loop.time()
+        self._since = self._last_heard = self._loop.time()
         self._sweep_timer = self._loop.call_later(SWEEP, self._sweep)
+        self._link.on_open(self)
 
     def on_binary(self, data: memoryview) -> None:
         if self._joined:
@@ -253,10 +270,10 @@ class _Connection(WebSocket):
             case control.Joined() if self.challenge is not None and not self._joined:
                 self._joined = True
                 self._link.on_joined(self, message)
-                self._reask(message.refused)
-            case control.AddressesResult():
-                self._link.on_refused(message.refused)
-                self._reask(message.refused)
+                self._on_refused(message.refused)
+                self.ping()  # to know the round trip before it matters
+            case control.AddressesResult() if self._joined:
+                self._on_refused(message.refused)
             case control.Gone() if self._joined:
                 self._link.listener.gone(message.address)
             case control.Problem():
@@ -272,10 +289,10 @@ class _Connection(WebSocket):
         for timer in (self._sweep_timer, self._reask_timer):
             if timer is not None:
                 timer.cancel()
+        self._link.on_lost()
+        self._ended.set_result((code, self._why or _in_words(code, reason)))
         if self._joined:
             self._link.listener.resume()  # what is read now is refused in words instead of piling up
-        if not self._ended.done():
-            self._ended.set_result((code, self._why or _in_words(code, reason)))
 
     def pause_writing(self) -> None:
         if self._joined:
@@ -288,7 +305,7 @@ class _Connection(WebSocket):
     # -- the rest
 
     def _join(self, challenge: control.Challenge) -> None:
-        if challenge.version != control.VERSION or challenge.max_frame < frame.MIN_MAX_FRAME:
+        if challenge.version != control.VERSION:
             self._fail("the relay speaks another version of the protocol")
             return
         self.challenge = challenge
@@ -309,40 +326,63 @@ class _Connection(WebSocket):
         )
         self.send_text(control.encode(control.Join(claims, *signatures)))
 
-    def _reask(self, refused: tuple[control.Refused, ...]) -> None:
-        if refused and not self.closing:
-            addresses = tuple(each.address for each in refused)
-            message = control.encode(control.Addresses(add=addresses, remove=()))
-            self._reask_timer = self._loop.call_later(
-                random.uniform(*REASK_ADDRESSES), self.send_text, message
-            )
+    def _on_refused(self, refused: tuple[control.Refused, ...]) -> None:
+        """Ask again, later, for those of our addresses that were refused."""
+        refused = tuple(each for each in refused if each.address in self._identity.addresses)
+        self._link.on_refused(refused)
+        if self._reask_timer is not None:
+            self._reask_timer.cancel()
+        if refused:
+            message = control.encode(control.Addresses(add=tuple(each.address for each in refused)))
+            wait = random.uniform(*REASK_ADDRESSES)
+            self._reask_timer = self._loop.call_later(wait, self.send_text, message)
 
     def _sweep(self) -> None:
         """Notice a relay that has gone silent: within seconds while we send, with keepalives otherwise."""
         now = self._loop.time()
-        keepalive = self.challenge.keepalive_s if self.challenge is not None else JOIN_SECONDS
         if self.heard:
-            self.heard = self._sent = False
+            self._waiting = self._sent  # which of the two came first is not known
             self._asked = None
             self._last_heard = now
-        silence = now - self._last_heard
-        if not self._joined:
-            if silence >= JOIN_SECONDS:
-                self._fail("the relay does not answer the join")
-                return
-        elif self._asked is not None:
-            patience = max(DEAD_AFTER, DEAD_ROUND_TRIPS * (self.rtt or 0.0))
-            if now - self._asked >= (patience if self._sent else keepalive + KEEPALIVE_GRACE):
-                self._fail("the relay does not answer any more")
-                return
-        elif silence >= (ASK_AFTER if self._sent else keepalive):
+        elif self._sent:
+            self._waiting = True
+        self.heard = self._sent = False
+        if not self._joined and now - self._since >= JOIN_SECONDS:
+            asked = "the join" if self.challenge else "with a challenge"
+            self._fail(f"the relay does not answer {asked}")
+        elif self._joined and self._is_dead(now):
+            self._fail("the relay does not answer any more")
+        else:
+            self._sweep_timer = self._loop.call_later(SWEEP, self._sweep)
+
+    def _is_dead(self, now: float) -> bool:
+        """Ping a relay that has been silent for too long; whether it leaves that unanswered for too long."""
+        assert self.challenge is not None
+        keepalive = self.challenge.keepalive_s
+        sending = self._waiting or self.write_buffer_size() > 0  # a full socket stops us from sending more
+        if self._asked is None:
+            if now - self._last_heard >= (ASK_AFTER if sending else keepalive):
+                self._asked = now
+                self.ping()
+                self._reached, self._target = self.delivered() or (0, 0)
+            return False
+        reached = (self.delivered() or (0, 0))[0]
+        if self._reached < reached < self._target:
+            # The ping still waits behind what was sent before it, and that gets through: a slow uplink.
+            self._reached = reached
             self._asked = now
-            self.ping()
-        self._sweep_timer = self._loop.call_later(SWEEP, self._sweep)
+        patience = keepalive + KEEPALIVE_GRACE
+        if sending and self.rtt is not None:
+            patience = min(patience, max(DEAD_AFTER, DEAD_ROUND_TRIPS * self.rtt))
+        return now - self._asked >= patience
 
     def _fail(self, why: str) -> None:
         self._why = why
         self.abort()
+
+
+def _doubled(first: float, longest: float, times: int) -> float:
+    return min(longest, first * 2.0 ** min(times, 16))
 
 
 def _drop(data: memoryview | bytes) -> None:
@@ -359,4 +399,4 @@ def _in_words(code: int | None, reason: str) -> str:
         1012: "the relay restarts",
         1013: "the relay is full",
     }.get(code, f"the relay closed the connection ({code})")
-    return f"{words}: {reason}" if reason and code is not None else words
+    return f"{words}: {control.printable(reason, 123)}" if reason else words

@@ -11,10 +11,15 @@ import os
 import secrets
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 from shadowmesh.errors import StartError
 
 SEED_SIZE = 32
+KEY_SIZE = 32
+
+_SEED = "device.key"
+_KNOWN_PEERS = "known_peers.json"
 
 
 class StateDirectory:
@@ -32,12 +37,15 @@ class StateDirectory:
             raise self._trouble("make or open", error) from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             os.close(self._lock)
             raise StartError(
                 f"state directory {self._path}: another daemon uses it; stop that one, or give this one "
                 "a daemon.state_directory of its own"
             ) from None
+        except OSError as error:
+            os.close(self._lock)
+            raise self._trouble("lock", error) from None
 
     def close(self) -> None:
         """Let another daemon have the directory."""
@@ -45,13 +53,13 @@ class StateDirectory:
 
     def seed(self) -> bytes:
         """The device seed, 32 random bytes, made on the first call ever."""
-        path = self._path / "device.key"
+        path = self._path / _SEED
         try:
             text = path.read_text("ascii").strip()
             seed = bytes.fromhex(text)
         except FileNotFoundError:
             seed = secrets.token_bytes(SEED_SIZE)
-            self._write("device.key", seed.hex() + "\n")
+            self._write(_SEED, seed.hex() + "\n")
             return seed
         except OSError as error:
             raise self._trouble("read", error) from None
@@ -66,29 +74,39 @@ class StateDirectory:
 
     def known_peers(self, network_id: bytes) -> dict[bytes, bytes]:
         """Overlay IP (network order) → X25519 public key, as remembered for one network."""
-        path = self._path / "known_peers.json"
         try:
-            networks = json.loads(path.read_text("utf-8"))
-            peers = networks.get(network_id.hex(), {})
-            return {ip_address(ip).packed: bytes.fromhex(key) for ip, key in peers.items()}
+            peers = self._networks().get(network_id.hex(), {})
+            known = {ip_address(ip).packed: bytes.fromhex(key) for ip, key in peers.items()}
+        except (ValueError, AttributeError, TypeError):
+            raise self._damaged() from None
+        if any(len(key) != KEY_SIZE for key in known.values()):
+            raise self._damaged()
+        return known
+
+    def remember_peers(self, network_id: bytes, peers: dict[bytes, bytes]) -> None:
+        """Keep the known peers of one network."""
+        networks = self._networks()
+        networks[network_id.hex()] = {str(ip_address(ip)): key.hex() for ip, key in peers.items()}
+        self._write(_KNOWN_PEERS, json.dumps(networks, indent=1) + "\n")
+
+    def _networks(self) -> dict[str, Any]:
+        try:
+            networks = json.loads((self._path / _KNOWN_PEERS).read_text("utf-8"))
         except FileNotFoundError:
             return {}
         except OSError as error:
             raise self._trouble("read", error) from None
-        except (ValueError, AttributeError, TypeError):
-            raise StartError(
-                f"{path} is damaged; restore it, or remove it, and every peer is met as for the first time"
-            ) from None
+        except (ValueError, RecursionError):
+            raise self._damaged() from None
+        if not isinstance(networks, dict):
+            raise self._damaged()
+        return networks
 
-    def remember_peers(self, network_id: bytes, peers: dict[bytes, bytes]) -> None:
-        """Keep the known peers of one network."""
-        path = self._path / "known_peers.json"
-        try:
-            networks = json.loads(path.read_text("utf-8"))
-        except FileNotFoundError:
-            networks = {}
-        networks[network_id.hex()] = {str(ip_address(ip)): key.hex() for ip, key in peers.items()}
-        self._write("known_peers.json", json.dumps(networks, indent=1) + "\n")
+    def _damaged(self) -> StartError:
+        return StartError(
+            f"{self._path / _KNOWN_PEERS} is damaged; restore it, or remove it, and every peer is met as for "
+            "the first time"
+        )
 
     def _write(self, name: str, text: str) -> None:
         path = self._path / name
@@ -101,6 +119,11 @@ class StateDirectory:
                 file.flush()
                 os.fsync(descriptor)
             beside.replace(path)
+            directory = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
         except OSError as error:
             raise self._trouble("write", error) from None
 
