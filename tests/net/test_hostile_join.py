@@ -91,8 +91,11 @@ def passing_on(target: str) -> Callable[[ServerConnection], Any]:
         async with connect(target, subprotocols=[SUBPROTOCOL], compression=None, proxy=None) as other:
 
             async def pump(source: Any, sink: Any) -> None:
-                async for message in source:
-                    await sink.send(message)
+                try:
+                    async for message in source:
+                        await sink.send(message)
+                finally:
+                    await sink.close()
 
             with suppress(ConnectionClosed):
                 await asyncio.gather(pump(other, victim), pump(victim, other))
@@ -236,7 +239,7 @@ SMALL = [
 @pytest.mark.parametrize("role", ["network", "device"])
 @pytest.mark.parametrize("small", SMALL)
 def test_a_key_under_which_anything_verifies_is_refused(role: str, small: str) -> None:
-    """R = the identity and S = 0 is a signature of everything under the identity: nobody owns such a network."""
+    """Under the identity, R = the identity and S = 0 is a signature of everything: nobody owns such a key."""
 
     @with_relay()
     async def scenario(relay: TestRelay) -> None:

@@ -8,8 +8,8 @@ import time
 from collections.abc import AsyncIterator, Callable
 
 import pytest
-import websockets
 from picows.picows import WSProtocol  # type: ignore[attr-defined]
+from websockets.utils import accept_key
 
 from shadowmesh.errors import LocalProtocolError
 from shadowmesh.net import websocket
@@ -61,7 +61,7 @@ async def raw_server(ws: WebSocket) -> AsyncIterator[RawPeer]:
         peer = RawPeer(reader, writer)
         head = await peer.head()
         key = head.partition("Sec-WebSocket-Key: ")[2].partition("\r\n")[0]
-        accepted = websockets.utils.accept_key(key)
+        accepted = accept_key(key)
         peer.send(
             b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
             b"Sec-WebSocket-Accept: " + accepted.encode() + b"\r\n\r\n"

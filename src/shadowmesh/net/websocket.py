@@ -398,7 +398,7 @@ class Protocol(WSProtocol):  # type: ignore[misc]
             transport.abort()
 
     def get_buffer(self, hint: int) -> memoryview:
-        view = _get_buffer(self, hint)
+        view: memoryview = _get_buffer(self, hint)
         room = len(view)
         # A read leaves at least one byte free, so more room than the whole size means the buffer was doubled.
         if room > self._size:
