@@ -6,11 +6,16 @@ import os
 from collections.abc import Generator
 
 import pytest
+from hypothesis import settings
 
 from shadowmesh.testing.netlab import Lab, obstacle
 
 # CI=true: a machine that must be able to run everything, so a skipped netns test there is a failure.
 STRICT = os.environ.get("CI", "").lower() in ("1", "true")
+
+# A slow or busy machine is not a wrong result.
+settings.register_profile("house", deadline=None)
+settings.load_profile("house")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

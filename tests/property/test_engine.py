@@ -43,7 +43,7 @@ def finished(records: list[bytes]) -> list[bytes]:
     return [packet for each in records for packet in offload.segment(memoryview(bytearray(each)))]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(wake_ups=WAKE_UPS)
 def test_every_packet_arrives_once_and_in_order(
     net: Net, wake_ups: list[tuple[list[tuple[int, int, int]], int]]

@@ -35,7 +35,7 @@ junk = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.tuples(st.integers(0, 2), junk), max_size=6), st.integers(0, 2**20))
 def test_a_handshake_among_junk(noise: list[tuple[int, bytes]], at: int) -> None:
     """The genuine messages, cut, changed and among others, still make the same two keys on both sides."""
@@ -57,7 +57,7 @@ def test_a_handshake_among_junk(noise: list[tuple[int, bytes]], at: int) -> None
     assert writer.split() == reader.split()
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.binary(max_size=40) | st.just(bytes(32)),
     st.binary(max_size=40) | st.binary(min_size=32, max_size=32),
@@ -73,7 +73,7 @@ def test_joins(nonce: bytes, network: bytes, device: bytes, one: bytes, other: b
     raise AssertionError("a join that nobody signed")
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.binary(max_size=100) | st.binary(min_size=12, max_size=60).map(b"\x14\0\0\0".__add__)))
 def test_sealed_messages(junk: list[bytes]) -> None:
     """And no junk uses up a counter of the genuine ones."""

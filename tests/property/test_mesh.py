@@ -12,49 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shadowmesh.errors import MessageError
-from shadowmesh.mesh.handshake import HalfOpen, PendingHello
-from shadowmesh.mesh.peer import MAX_SESSIONS, Session
-from shadowmesh.testing.memory import Frame, Link, MemoryMesh, Node, met, packet, with_ips
+from shadowmesh.mesh.peer import Session
+from shadowmesh.testing.hostile import check_state
+from shadowmesh.testing.memory import Link, MemoryMesh, met, packet, with_ips
 from shadowmesh.wire import record
-from shadowmesh.wire.message import ANSWER, FINISH, HELLO, SEALED, unpack_handshake
+from shadowmesh.wire.message import ANSWER, FINISH, HELLO, SEALED
 
 HEALED_WITHIN = (
     25.0  # seconds: 15 of silence until a hello, or 10 while a lost one is pending, and its answer
 )
 
-SETTINGS = settings(deadline=None, max_examples=40)
-
-
-def assert_legal(node: Node) -> None:
-    """The tables of an engine agree with each other and keep their bounds."""
-    mesh = node.mesh
-    sessions = [session for peer in mesh.peers.values() for session in peer.sessions]
-    attempts = mesh.handshakes._attempts
-    hellos = [hello for attempt in attempts.values() for hello in attempt.hellos]
-    half_open = list(mesh.handshakes._half_open.values())
-    indices = node.context.indices
-    assert len(indices) == len(sessions) + len(hellos) + len(half_open)
-    assert all(indices[session.local_index] is session for session in sessions)
-    assert all(isinstance(h, PendingHello) and indices[h.index] is h for h in hellos)
-    assert all(isinstance(h, HalfOpen) and indices[h.index] is h for h in half_open)
-    for static, peer in mesh.peers.items():
-        assert peer.static == static
-        assert 1 <= len(peer.sessions) <= MAX_SESSIONS
-        assert peer.sending in peer.sessions
-        for session in peer.sessions:
-            assert session.peer is peer
-            assert session.verified <= set(session.info.ips)
-            assert all(mesh._owners[ip] is peer for ip in session.verified)
-    for ip, peer in mesh._owners.items():
-        assert ip in peer.verified
-        assert mesh.peers[peer.static] is peer
-    for flow in mesh._flows.values():
-        assert flow.peer is mesh._owners.get(flow.next_hop)
-    assert mesh.handshakes._queued == sum(attempt.queued for attempt in attempts.values())
-    for attempt in attempts.values():
-        assert attempt.hellos
-        assert attempt.queued == sum(len(body) for _, _, body in attempt.queue)
-    assert len(node.context.timers._heap) < 200
+SETTINGS = settings(max_examples=40)
 
 
 actions = st.lists(
@@ -128,7 +96,7 @@ class Schedule:
             payloads = node.payloads
             assert len(set(payloads)) == len(payloads)
             assert all(payload.split()[1] == node.local.name.encode() for payload in payloads)
-            assert_legal(node)
+            check_state(node)
 
     def heal(self, flows: tuple[int, ...]) -> None:
         """With a good link these pairs exchange packets again, and go on doing so."""
@@ -167,82 +135,6 @@ def test_packets_come_once_and_right_and_flow_again_when_the_link_heals(
 
 
 # -- every state × every input
-
-STATES = ("fresh", "hello sent", "half open", "unconfirmed", "met", "old", "rekeying", "held back", "expired")
-INPUTS = ("hello", "answer", "finish", "sealed", "unknown", "junk", "gone", "joined", "ping", "late", "bye")
-
-
-def in_state(state: str) -> tuple[MemoryMesh, Node, Node, list[Frame]]:
-    """A mesh whose second node is in this state towards the first, and all frames so far."""
-    mesh, a, b = met()
-    a.ping(b)
-    lose: bytes | None = None
-    if state in ("fresh", "hello sent", "half open", "unconfirmed"):
-        for node in (a, b):
-            node.restart()
-        lose = {"hello sent": HELLO, "half open": FINISH, "unconfirmed": SEALED}.get(state)
-        mesh.relay.forward = lambda frame: () if frame.kind == lose else (frame,)
-        if state == "half open":
-            a.ping(b)
-        elif state != "fresh":
-            b.ping(a)
-    elif state in ("old", "rekeying"):
-        mesh.run(170.0)
-        if state == "rekeying":
-            mesh.relay.forward = lambda frame: () if frame.kind in (ANSWER, FINISH) else (frame,)
-            b.ping(a)
-            a.ping(b)
-    elif state == "held back":
-        b.mesh.gone(a.addresses[0], mesh.now)
-    elif state == "expired":
-        mesh.run(179.0)
-        mesh.now += 5.0
-    mesh.run(0.1 if state != "expired" else 0.0)
-    mesh.relay.forward = lambda frame: (frame,)
-    return mesh, a, b, mesh.log[:]
-
-
-def feed(mesh: MemoryMesh, a: Node, b: Node, frames: list[Frame], what: str) -> None:
-    kinds = {"hello": HELLO, "answer": ANSWER, "finish": FINISH, "sealed": SEALED}
-    match what:
-        case "hello" | "answer" | "finish" | "sealed":
-            for frame in frames:
-                if frame.kind == kinds[what] and frame.sender is a:
-                    mesh.hand_over(frame)
-                    mesh.hand_over(frame._replace(message=frame.message[:-1] + b"\x00"))
-        case "unknown" | "junk":
-            message = SEALED + bytes(60) if what == "unknown" else b"\x15" * 60
-            b.mesh.receive(a.addresses[0], b.addresses[0], memoryview(message), mesh.now)
-        case "gone":
-            b.mesh.gone(a.addresses[0], mesh.now)
-        case "joined":
-            b.mesh.joined(mesh.now)
-        case "ping":
-            b.ping(a)
-        case "late":
-            mesh.now += 11.0
-        case "bye":
-            a.mesh.bye()
-
-
-def test_every_input_in_every_state_ends_legal_and_able_to_talk() -> None:
-    for state in STATES:
-        for what in INPUTS:
-            mesh, a, b, frames = in_state(state)
-            feed(mesh, a, b, frames, what)
-            assert_legal(b)
-            mesh.run(0.5)
-            feed(mesh, a, b, frames, what)
-            for _ in range(26):
-                a.ping(b)
-                b.ping(a)
-                mesh.run(1.0)
-                assert_legal(a)
-                assert_legal(b)
-            a.ping(b, b"%s, %s" % (state.encode(), what.encode()))
-            b.ping(a, b"%s, %s" % (state.encode(), what.encode()))
-            mesh.run(0.1)
-            assert a.payloads[-1] == b.payloads[-1] == b"%s, %s" % (state.encode(), what.encode())
 
 
 # -- hostile peers and strangers
@@ -287,7 +179,7 @@ def test_whatever_an_authenticated_peer_seals_nothing_raises(
             mesh.meet(a, b)
         a.seal(b, *records, source=sources[source])
         mesh.run(0.1)
-        assert_legal(b)
+        check_state(b)
 
 
 @SETTINGS
@@ -306,26 +198,10 @@ def test_whatever_a_stranger_sends_changes_no_session(
         for sender in (source, a.addresses[0], b.addresses[0]):
             for destination in (b.addresses[0], source):
                 b.mesh.receive(sender, destination, memoryview(message), mesh.now)
-    assert_legal(b)
+    check_state(b)
     sessions = {index: entry for index, entry in b.context.indices.items() if isinstance(entry, Session)}
     assert sessions == before
     assert b.ping(a, b"still here") == "sent"
-
-
-@SETTINGS
-@given(st.binary(max_size=3000))
-def test_decoders_of_messages_and_records_raise_message_errors_only(data: bytes) -> None:
-    for head in (b"", HELLO, ANSWER, FINISH):
-        try:
-            message = unpack_handshake((head + data)[:1256].ljust(1256 if head == HELLO else 0, b"\x00"))
-            assert len(message.sender) == 4
-        except MessageError:
-            pass
-    try:
-        for _, start, end in record.split(memoryview(data), len(data)):
-            assert 4 <= start <= end <= len(data)
-    except MessageError:
-        pass
 
 
 json_values = st.recursive(
@@ -333,27 +209,6 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
     max_leaves=10,
 )
-fields = st.fixed_dictionaries(
-    {"type": st.sampled_from(("info", "probe", "probe_ack", "bye", "later"))},
-    optional=dict.fromkeys(("seq", "id", "ips", "routes", "agent", "mtu", "versions"), json_values),
-)
-
-
-@SETTINGS
-@given(
-    st.one_of(
-        st.binary(max_size=300),
-        st.text(max_size=300).map(str.encode),
-        fields.map(lambda f: json.dumps(f).encode()),
-    )
-)
-def test_json_records_raise_message_errors_only(body: bytes) -> None:
-    try:
-        value = record.decode_json(body)
-    except MessageError:
-        return
-    if value is not None:
-        assert record.decode_json(value.encode()) == value
 
 
 @SETTINGS

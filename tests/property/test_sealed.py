@@ -5,7 +5,7 @@ What arrives is exactly what the reference's window, a plain set, lets through.
 
 from __future__ import annotations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from reference import messages
@@ -30,7 +30,6 @@ def open_(opener: Opener, message: bytes) -> bytes | None:
         return None
 
 
-@settings(deadline=None)
 @given(
     sent=st.lists(st.tuples(leaps, st.lists(st.binary(max_size=40), min_size=1, max_size=3)), max_size=12),
     order=st.lists(st.tuples(st.integers(0, 11), st.none() | st.integers(8, 200)), max_size=40),
@@ -65,7 +64,6 @@ def test_each_record_at_most_once(
     assert len(delivered) == len(set(delivered))
 
 
-@settings(deadline=None)
 @given(moves=st.lists(st.tuples(st.booleans(), leaps), max_size=200))
 def test_window_is_the_plain_set(moves: list[tuple[bool, int]]) -> None:
     """Counters that leap ahead of the highest or lie behind it."""

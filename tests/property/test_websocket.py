@@ -113,7 +113,7 @@ async def heard(data: bytes, *, whole: bool) -> tuple[list[bytes | str], int | N
         return recorder.messages, code
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 @given(requests)
 def test_requests(data: bytes) -> None:
     answers: list[str] = []
@@ -127,7 +127,7 @@ def test_requests(data: bytes) -> None:
     assert not answers[0] or re.match(r"HTTP/1\.1 (101|400|404|405|426|431)\b", answers[0]), answers
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 @given(streams)
 def test_frames(data: bytes) -> None:
     outcomes: list[tuple[list[bytes | str], int | None]] = []

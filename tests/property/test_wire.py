@@ -42,7 +42,6 @@ near_misses = st.builds(
 )
 
 
-@settings(deadline=None)
 @given(data)
 def test_frames(data: bytes) -> None:
     try:
@@ -53,7 +52,6 @@ def test_frames(data: bytes) -> None:
         assert frame.pack(destination, source, payload) == data
 
 
-@settings(deadline=None)
 @given(data, sizes)
 def test_handshake_messages(data: bytes, size: int) -> None:
     for each in (data, data.ljust(size, b"\0")):
@@ -71,7 +69,6 @@ def test_handshake_messages(data: bytes, size: int) -> None:
         assert again == each
 
 
-@settings(deadline=None)
 @given(
     st.binary(max_size=60)
     | st.lists(st.tuples(st.integers(0, 4), st.binary(max_size=20))).map(
@@ -92,7 +89,7 @@ def test_records(plaintext: bytes) -> None:
     assert found == messages.records(plaintext)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(st.binary(max_size=100) | near_misses | near_misses.map(lambda body: body[:-3]))
 def test_json_records(body: bytes) -> None:
     try:
@@ -106,7 +103,7 @@ def test_json_records(body: bytes) -> None:
         assert value.id.isprintable()
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(info)
 def test_an_info_survives(value: Info) -> None:
     """But for IPv4-mapped addresses, which are written as IPv4."""
@@ -118,7 +115,6 @@ def test_an_info_survives(value: Info) -> None:
     assert record.decode_json(decoded.encode()) == decoded
 
 
-@settings(deadline=None)
 @given(data, st.integers(0, 40), st.integers(0, 40))
 def test_packet_headers(data: bytes, before: int, after: int) -> None:
     """A key is that of a packet that fills its place exactly, whatever lies around it."""
@@ -130,7 +126,6 @@ def test_packet_headers(data: bytes, before: int, after: int) -> None:
         assert data.endswith(key, 0, 20 if len(key) == 8 else 40)
 
 
-@settings(deadline=None)
 @given(address)
 def test_addresses(address: bytes) -> None:
     assert ip.is_unroutable(address) in (True, False)

@@ -232,6 +232,7 @@ class Daemon:
                 "connects": link.connects,
                 "rtt_ms": round(link.rtt * 1000, 2) if link.rtt is not None else None,
                 "remote": link.remote,
+                "dropped": link.dropped,
                 "refused": {str(self._own(address)): code for address, code in link.refused.items()},
             },
             "peers": [self._peer(peer, now) for peer in self._mesh.peers.values()],

@@ -25,6 +25,7 @@ ASK_AFTER = 1.0  # seconds of hearing nothing after having sent: ping
 DEAD_AFTER = 2.0  # seconds without an answer to that, or 4 round trips if they are longer
 DEAD_ROUND_TRIPS = 4
 KEEPALIVE_GRACE = 5.0
+MAX_WAITING = 1 << 20  # bytes; what is sent while more than this wait for the socket is dropped
 REASK_ADDRESSES = (4.0, 6.0)  # seconds after a refusal
 STABLE_AFTER = 5.0  # a connection that lasted this long starts the back-off anew
 MAX_RETRY_AFTER = 60.0  # seconds that an HTTP answer may keep us waiting, beside the back-off
@@ -119,6 +120,7 @@ class RelayLink:
         self.relay: control.Challenge | None = None
         self.remote = ""
         self.refused: dict[bytes, str] = {}
+        self.dropped = 0  # frames given up because the relay did not read
         self.send_frame: Callable[[memoryview | bytes], None] = _drop
 
     @property
@@ -227,6 +229,9 @@ class _Connection(WebSocket):
         self._waiting = False  # for a sign of the relay, as we have sent since it was heard last
         self._asked: float | None = None  # when a ping was sent that is not answered yet
         self._reached = self._target = 0  # bytes the relay's TCP has acknowledged, and must for that ping
+        self._blocked: tuple[float, int] | None = (
+            None  # since when the socket takes no more, at which `_reached`
+        )
         self._since = self._last_heard = self._loop.time()
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._reask_timer: asyncio.TimerHandle | None = None
@@ -244,7 +249,11 @@ class _Connection(WebSocket):
 
     def send_data(self, data: memoryview | bytes) -> None:
         self._sent = True
-        self.send_binary(data)
+        # The TUN device is not read any more then, but handshakes and keepalives go on.
+        if self._blocked is not None and self.write_buffer_size() > MAX_WAITING:
+            self._link.dropped += 1
+        else:
+            self.send_binary(data)
 
     # -- hooks of WebSocket
 
@@ -295,10 +304,12 @@ class _Connection(WebSocket):
             self._link.listener.resume()  # what is read now is refused in words instead of piling up
 
     def pause_writing(self) -> None:
+        self._blocked = self._loop.time(), self._acknowledged()
         if self._joined:
             self._link.listener.pause()
 
     def resume_writing(self) -> None:
+        self._blocked = None
         if self._joined:
             self._link.listener.resume()
 
@@ -352,6 +363,8 @@ class _Connection(WebSocket):
             self._fail(f"the relay does not answer {asked}")
         elif self._joined and self._is_dead(now):
             self._fail("the relay does not answer any more")
+        elif self._joined and self._is_stuck(now):
+            self._fail("the relay takes no data")
         else:
             self._sweep_timer = self._loop.call_later(SWEEP, self._sweep)
 
@@ -366,7 +379,7 @@ class _Connection(WebSocket):
                 self.ping()
                 self._reached, self._target = self.delivered() or (0, 0)
             return False
-        reached = (self.delivered() or (0, 0))[0]
+        reached = self._acknowledged()
         if self._reached < reached < self._target:
             # The ping still waits behind what was sent before it, and that gets through: a slow uplink.
             self._reached = reached
@@ -375,6 +388,21 @@ class _Connection(WebSocket):
         if sending and self.rtt is not None:
             patience = min(patience, max(DEAD_AFTER, DEAD_ROUND_TRIPS * self.rtt))
         return now - self._asked >= patience
+
+    def _is_stuck(self, now: float) -> bool:
+        """Whether the relay has not read anything for as long as silence would be borne, whatever it says."""
+        if self._blocked is None:
+            return False
+        since, reached = self._blocked
+        if self._acknowledged() > reached:
+            self._blocked = now, self._acknowledged()
+            return False
+        assert self.challenge is not None
+        return now - since >= 2 * self.challenge.keepalive_s + KEEPALIVE_GRACE
+
+    def _acknowledged(self) -> int:
+        """Bytes that the relay's TCP has acknowledged; 0 where the system does not tell."""
+        return (self.delivered() or (0, 0))[0]
 
     def _fail(self, why: str) -> None:
         self._why = why
