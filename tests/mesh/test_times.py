@@ -149,6 +149,45 @@ def test_bye_ends_one_session_only() -> None:
     assert a.session(b) is left
 
 
+def test_a_bye_ends_what_a_killed_run_of_the_peer_had_left() -> None:
+    mesh, a, b = met()
+    b.restart()
+    mesh.run(1.0)
+    b.ping(a)
+    mesh.run(0.5)
+    assert len(a.peer(b).sessions) == 2
+    assert a.mesh.is_connected(a.peer(b))
+    b.mesh.bye()
+    mesh.run(0.1)
+    assert not a.knows(b)
+
+
+def test_connected_means_that_packets_arrive() -> None:
+    mesh, a, b = met()
+    peer = a.peer(b)
+    assert a.mesh.is_connected(peer)
+    b.disconnect()
+    a.ping(b)
+    mesh.run(5.0)  # the relay has nobody there
+    assert not a.mesh.is_connected(peer)
+    b.connect()
+    mesh.run(0.1)
+    assert a.mesh.is_connected(peer)
+
+
+def test_an_address_that_the_relay_refuses_is_not_shown_until_it_is_granted() -> None:
+    mesh = MemoryMesh(2)
+    a, b = mesh.nodes
+    ip6 = next(address for address, ip in b.context.addresses.items() if len(ip) == 16)
+    b.mesh.refused({ip6})
+    a.ping(b)
+    mesh.run(0.5)
+    assert [len(ip) for ip in a.peer(b).verified] == [4]
+    b.mesh.refused(set())
+    mesh.run(0.1)
+    assert sorted(len(ip) for ip in a.peer(b).verified) == [4, 16]
+
+
 @pytest.mark.parametrize("age", [5.0, 170.0])
 def test_nothing_of_a_message_counts_behind_a_bye(age: float) -> None:
     mesh, a, b = met()

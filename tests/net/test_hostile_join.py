@@ -50,6 +50,9 @@ class Listener:
     def resume(self) -> None:
         pass
 
+    def refused(self, addresses: set[bytes]) -> None:
+        pass
+
 
 @asynccontextmanager
 async def linked(url: str, host: str) -> AsyncIterator[tuple[RelayLink, Listener, list[tuple[str, Any]]]]:

@@ -193,7 +193,7 @@ def test_words_of_the_relay() -> None:
     async def test(running: Linked) -> None:
         await until(lambda: running.engine.absent)
         assert running.engine.absent == [b"A" * 16]
-        assert running.engine.happened("relay_problem") == [{"code": "address_in_use", "detail": "41" * 16}]
+        assert running.engine.happened("address_contested") == [{"address": "41" * 16}]
         assert running.link.ready
 
 
@@ -255,7 +255,7 @@ def test_another_version() -> None:
     [
         (1000, 0.02, "the relay closed the connection (1000): text"),
         (1008, 0.02, "the relay closed the connection (1008): text"),
-        (1012, 0.02, "the relay restarts: text"),
+        (1012, 0.02, "the relay stops or restarts"),
         (1013, 0.02, "the relay is full: text"),
         (4001, 30.0, "the relay refused the join: text"),
         (4002, 0.02, "the relay gave up waiting for the join: text"),

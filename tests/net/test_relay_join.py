@@ -11,9 +11,11 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
+from shadowmesh.relay.connection import CONTROL_ROOM
 from shadowmesh.relay.timing import Timing
 from shadowmesh.testing.relay_client import RelayClient, address, frame, key, public
 from shadowmesh.testing.relay_server import QUICK, TestRelay, running_relay, with_relay
+from shadowmesh.wire.frame import MAX_FRAME
 
 A, B, C = address("a"), address("b"), address("c")
 FAST_JOIN = Timing(join=0.2, tick=0.01)
@@ -258,6 +260,20 @@ async def test_control_messages_are_rate_limited_and_short(relay: TestRelay) -> 
         assert await client.closed() == (4003, "too many control messages")
         await other.send(json.dumps({"type": "addresses", "ignored": "x" * 8192}))
         assert await other.closed() == (4003, "control message too long")
+
+
+@with_relay()
+async def test_who_asks_without_reading_the_answers_is_closed(relay: TestRelay) -> None:
+    """Answers to control messages are bounded too: no outbox holds them."""
+    async with relay.client() as client:
+        await client.join(A)
+        (connection,) = relay.server.connections
+        connection.write_buffer_size = lambda: MAX_FRAME + CONTROL_ROOM
+        await client.send({"type": "addresses"})
+        await client.next_control("addresses")
+        connection.write_buffer_size = lambda: MAX_FRAME + CONTROL_ROOM + 1
+        await client.send({"type": "addresses"})
+        assert await client.closed() == (1008, "asks without reading the answers")
 
 
 @with_relay()

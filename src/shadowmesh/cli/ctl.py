@@ -52,12 +52,15 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="shadowmesh %(version)s")
 def cli() -> None:
-    """ShadowMesh: an encrypted overlay network that works wherever a WebSocket does."""
+    """An encrypted overlay network that works wherever a WebSocket does."""
 
 
 @cli.command()
 def keygen() -> None:
-    """Print a new network key, 64 hex digits for encryption.key."""
+    """Print a new network key.
+
+    64 hex digits for encryption.key, the same on every device of the network.
+    """
     click.echo(secrets.token_hex(32))
 
 
@@ -70,11 +73,12 @@ def version() -> None:
 @cli.command("check-config")
 @click.option("--relay", "kind", flag_value="relay", help="Check FILE as a relay configuration.")
 @click.option("--client", "kind", flag_value="client", help="Check FILE as a client configuration.")
-@click.argument("file", type=click.Path())
+@click.argument("file")  # not click.Path: the loader has its own words for what cannot be read
 def check_config(kind: str | None, file: str) -> None:
-    """Check a configuration FILE; without an option its keys say whether it is a relay's or a client's.
+    """Check a configuration file.
 
-    Prints every mistake with its place, and ends with status 2 if there is one.
+    Prints every mistake with its place, and ends with status 2 if there is one. Without an option the keys of
+    FILE say whether it is a relay's or a client's.
     """
     from shadowmesh.config import (
         ClientConfig,

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
-from shadowmesh import __version__
+from shadowmesh.cli.arguments import configuration_file
 from shadowmesh.errors import ConfigError, StartError, TunError
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the daemon. Exit status 2 for a configuration that cannot be used, 1 for what stops a start."""
-    parser = argparse.ArgumentParser(
-        prog="shadowmesh-daemon", description="Join this machine to a ShadowMesh network."
+    file = configuration_file(
+        "shadowmesh-daemon",
+        "Join this machine to a ShadowMesh network.",
+        "configuration, such as /etc/shadowmesh/client-config.yaml",
+        argv,
+        required=True,
     )
-    parser.add_argument(
-        "config", metavar="FILE", help="configuration, e.g. /etc/shadowmesh/client-config.yaml"
-    )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    arguments = parser.parse_args(argv)
+    assert file is not None
 
     from shadowmesh.config.loader import load_client_config
 
     try:
-        loaded = load_client_config(arguments.config)
+        loaded = load_client_config(file)
     except ConfigError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

@@ -39,11 +39,12 @@ TOOLS = {**netlab.TOOLS, "curl": "curl", "iperf3": "iperf3"}
 @click.option("--seconds", default=3, show_default=True, type=click.IntRange(1, 60), help="Of iperf3.")
 @click.option("--keep", type=click.Path(path_type=Path), help="Leave logs and captures in this directory.")
 def demo(size: int, seconds: int, keep: Path | None) -> None:
-    """Show two hosts and a relay at work, on this machine.
+    """Show two hosts and a relay at work.
 
-    Makes three network namespaces, in which the clients can reach each other only through the relay's
-    programs; starts the real programs on the deployment guide's configuration files with a fresh key; moves
-    traffic; reports it beside what the relay saw. Changes nothing outside the namespaces and removes them.
+    Makes three network namespaces on this machine, in which the clients can reach each other only through the
+    relay's programs; starts the real programs on the deployment guide's configuration files with a fresh key;
+    moves traffic; reports it beside what the relay saw. Changes nothing outside the namespaces and removes
+    them.
     """
     as_user = not netlab.privileged()
     if obstacles := _obstacles(as_user):
@@ -208,7 +209,7 @@ class Demo:
         wanted = {
             "file": [self.mark],
             "overlay IPs": [laptop + desktop, desktop + laptop, LAPTOP_IP.encode(), DESKTOP_IP.encode()],
-            "peer ids": [LAPTOP.encode(), DESKTOP.encode()],
+            "peer names": [LAPTOP.encode(), DESKTOP.encode()],
             "key": [self.key, self.key.hex().encode()],
         }
 
@@ -219,7 +220,9 @@ class Demo:
             return f"FOUND: {', '.join(found(text))}" if found(text) else f"no {', no '.join(wanted)}"
 
         log = relay.text().encode()
-        captured = f"{len(sealed) / 1e6:,.0f} MB captured while the file moved: {words(sealed)}"
+        captured = (
+            f"{len(sealed) / 1e6:,.0f} MB (twice: both links) captured while the file moved: {words(sealed)}"
+        )
         self.report.claim("its links", not found(sealed), captured)
         self.report.claim("its log", not found(log), words(log))
         seen = {"file", "overlay IPs"} <= set(found(plain))
@@ -227,7 +230,8 @@ class Demo:
             f"on {LAPTOP}'s shadowmesh0, before sealing, it finds {' and '.join(found(plain)) or 'nothing'}"
         )
         self.report.claim("the search works", seen, where)
-        self.report.headline("What the relay logged about its clients")
+        meaning = "(peer_id is random; device, network and source are pseudonyms)"
+        self.report.headline(f"What the relay logged about its clients {meaning}")
         for line in relay.text().splitlines():
             if "client" in line:
                 self.report.quote(re.sub(r"^\S+ ", "", line))

@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
-from shadowmesh import __version__
+from shadowmesh.cli.arguments import configuration_file
 from shadowmesh.errors import ConfigError, StartError
 
 
 def main(argv: list[str] | None = None) -> None:
     """Exit status: 0 after SIGTERM or SIGINT, 1 if it cannot start, 2 for a wrong configuration."""
-    parser = argparse.ArgumentParser(
-        prog="shadowmesh-relay",
-        description="ShadowMesh relay: passes sealed frames on between the members of a network.",
-        allow_abbrev=False,
+    file = configuration_file(
+        "shadowmesh-relay",
+        "Pass sealed frames on between the members of a ShadowMesh network.",
+        "configuration (default: /etc/shadowmesh/relay-config.yaml; if missing, built-in values)",
+        argv,
+        required=False,
     )
-    parser.add_argument(
-        "-config",
-        "--config",
-        metavar="FILE",
-        help="configuration (default: /etc/shadowmesh/relay-config.yaml; if missing, built-in values)",
-    )
-    parser.add_argument("-version", "--version", action="version", version=f"shadowmesh-relay {__version__}")
-    arguments = parser.parse_args(argv)
 
     # Only now what takes time to import: --help and --version answer at once.
     from shadowmesh.config import load_relay_config
 
     try:
-        loaded = load_relay_config(arguments.config)
+        loaded = load_relay_config(file)
     except ConfigError as error:
         print(error, file=sys.stderr)
         sys.exit(2)

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from ipaddress import ip_network
 from pathlib import PurePath
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
-from pydantic import BeforeValidator, Field, PlainValidator, ValidationInfo, field_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PlainValidator,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails
 
 from shadowmesh.config.address import (
     HostPort,
@@ -66,6 +76,9 @@ def _directory(value: object) -> str:
 
 def _one_or_list(value: object) -> object:
     values = value if isinstance(value, (list, tuple)) else [value]
+    if isinstance(value, str) and "," in value:
+        several = ", ".join(shown(one.strip()) for one in value.split(",")[:_MOST_ADDRESSES])
+        raise ValueError(f"several addresses are a list: [{several}]")
     if not 1 <= len(values) <= _MOST_ADDRESSES:
         raise ValueError(f"has {len(values)} addresses; write 1 to {_MOST_ADDRESSES}")
     return values
@@ -119,6 +132,13 @@ class Route(Model):
     to: Annotated[IPNetwork, PlainValidator(prefix)] = Field(examples=["192.168.7.0/24"])
     via: Annotated[IPAddress, PlainValidator(overlay_ip)] = Field(examples=["10.10.10.7"])
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_section(cls, value: object) -> object:
+        if isinstance(value, str):
+            raise ValueError(f"lacks its peer; write {{to: {shown(value)[1:-1]}, via: IP of a peer}}")
+        return value
+
 
 class NetworkConfig(Model):
     """`network:` the TUN device, its addresses (at least one) and routes."""
@@ -145,21 +165,27 @@ class NetworkConfig(Model):
         )
         return own
 
-    @field_validator("routes", mode="after")
+    @field_validator("routes", mode="wrap")
     @classmethod
-    def _routes_fit(cls, routes: tuple[Route, ...], info: ValidationInfo) -> tuple[Route, ...]:
+    def _routes_fit(
+        cls, value: object, parse: ValidatorFunctionWrapHandler, info: ValidationInfo
+    ) -> tuple[Route, ...]:
         own: tuple[IPInterface, ...] = info.data.get("local_ip", ())
-        found: list[tuple[Path, str]] = _unfit([route.to for route in routes], own, "routes", "to")
-        networks = " or ".join(str(interface.network) for interface in own)
-        for i, route in enumerate(routes if own else ()):
-            if any(route.via == interface.ip for interface in own):
-                words = f"{route.via} is this device itself; write the overlay IP of the peer before it"
-            elif not any(route.via in interface.network for interface in own):
-                words = f"{route.via} is outside of the overlay network; write the IP of a peer in {networks}"
-            else:
-                continue
-            found.append((("network", "routes", i, "via"), words))
-        _refuse(found)
+        try:
+            routes: tuple[Route, ...] = parse(value)
+        except ValidationError as error:
+            # A mistake in one value does not hide that another does not fit.
+            unfit = InitErrorDetails(
+                type="value_error",
+                input=None,
+                ctx={"error": Problems(_unfit_vias(_readable_vias(value), own))},
+            )
+            known = cast(list[InitErrorDetails], error.errors(include_url=False))
+            raise ValidationError.from_exception_data(error.title, [*known, unfit]) from None
+        _refuse(
+            _unfit([route.to for route in routes], own, "routes", "to")
+            + _unfit_vias([route.via for route in routes], own)
+        )
         return routes
 
     @field_validator("advertise", mode="after")
@@ -191,6 +217,34 @@ def _unfit(prefixes: list[IPNetwork], own: tuple[IPInterface, ...], *key: str) -
                     (at, f"{one} overlaps the overlay network {interface.network}; write one outside of it")
                 )
                 break
+    return found
+
+
+def _readable_vias(value: object) -> list[IPAddress | None]:
+    """The peer of each entry of `routes` as far as it can be read."""
+    vias: list[IPAddress | None] = []
+    for entry in value if isinstance(value, (list, tuple)) else ():
+        try:
+            vias.append(overlay_ip(entry["via"]))
+        except (KeyError, TypeError, ValueError):
+            vias.append(None)
+    return vias
+
+
+def _unfit_vias(vias: Sequence[IPAddress | None], own: tuple[IPInterface, ...]) -> list[tuple[Path, str]]:
+    """Peers of routes that are this device itself or lie outside of the overlay network."""
+    found: list[tuple[Path, str]] = []
+    networks = " or ".join(str(interface.network) for interface in own)
+    for i, via in enumerate(vias if own else ()):
+        if via is None:
+            continue
+        if any(via == interface.ip for interface in own):
+            words = f"{via} is this device itself; write the overlay IP of the peer before it"
+        elif not any(via in interface.network for interface in own):
+            words = f"{via} is outside of the overlay network; write the IP of a peer in {networks}"
+        else:
+            continue
+        found.append((("network", "routes", i, "via"), words))
     return found
 
 

@@ -44,7 +44,7 @@ def shown(value: str) -> str:
 def text(value: object) -> str:
     """One scalar as text. A value that Python code gives in another type counts by its `str()`."""
     if value is None:
-        raise ValueError("has no value; write one, or remove the line")
+        raise ValueError("has no value; write one")
     if isinstance(value, (list, tuple, dict)):
         raise ValueError(f"must be one value, not a {'section' if isinstance(value, dict) else 'list'}")
     found = str(value)

@@ -141,7 +141,7 @@ _WORDS = {
     "found character '\\t'": "a tab stands where YAML allows only spaces; replace it by spaces",
     "found character": "no value can begin with this character; put the value in quotes",
     "mapping values": 'a ":" is not expected here; check the indentation, or put the value in quotes',
-    "could not find expected ':'": 'this line has no ":" after its key',
+    "could not find expected ':'": 'this line has no ":" with a space behind it',
     "found unexpected end of stream": "the quote that opens here is never closed",
     "found unexpected document separator": "the quote that opens here is never closed",
     "expected ',' or ']'": 'the list that opens here lacks a "," or its closing "]"',

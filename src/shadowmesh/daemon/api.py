@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 Report = Callable[[], dict[str, Any]]
@@ -35,11 +35,15 @@ def create_api(status: Report) -> Starlette:
         body = {key: facts[key] for key in ("status", "reason", "uptime", "version")}
         return JSONResponse(body, status_code=200 if healthy else 503)
 
+    async def not_found(request: Request, error: Exception) -> Response:
+        return PlainTextResponse("not found; there are /health and /status\n", status_code=404)
+
     return Starlette(
         routes=[
             Route("/health", guarded(health)),
             Route("/status", guarded(lambda: JSONResponse(status()))),
-        ]
+        ],
+        exception_handlers={404: not_found},
     )
 
 

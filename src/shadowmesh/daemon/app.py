@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from ipaddress import ip_address
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from shadowmesh import __version__
@@ -36,6 +37,7 @@ from shadowmesh.tun.linux import open_tun
 STOP_SECONDS = 2.5  # from the signal to the end, whatever happens
 REMEMBER_AFTER = 1.0  # seconds in which all peers that are met cost one write of the disk
 _IDENTITIES = {"identity_new", "identity_changed"}
+_FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -52,6 +54,7 @@ def run(config: ClientConfig) -> None:
         state = StateDirectory(_state_path(config))
         try:
             asyncio.run(Daemon(config, state, state.seed(), tun).run())
+            log.info("stopped")
         finally:
             state.close()
     finally:
@@ -79,6 +82,7 @@ class Daemon:
         self._trust = Trust(known, pins, strict=config.peers.verify == "strict")
         self._started = time.monotonic()
         self._remembering: asyncio.TimerHandle | None = None
+        self._changed: set[bytes] = set()  # static keys that came for an IP which had another
         self._loop: asyncio.AbstractEventLoop
         self._stop: asyncio.Future[None]
         self._events: Events
@@ -172,6 +176,8 @@ class Daemon:
                 self._stop.set_exception(error)
             return
         self._events(name, **{key: self._own(value) for key, value in facts.items()})
+        if name == "identity_changed" and isinstance(peer := facts["peer"], Peer):
+            self._changed.add(peer.static)
         if name in _IDENTITIES and self._remembering is None:
             self._remembering = self._loop.call_later(REMEMBER_AFTER, self._remember)
 
@@ -192,8 +198,14 @@ class Daemon:
             log.error("cannot remember the peers' keys", reason=str(error))
 
     def _log_start(self) -> None:
-        for warning in self._tun.warnings:
+        for warning in (*self._tun.warnings, *self._state.warnings):
             log.warning(warning)
+        for version in {prefix.version for prefix in self._config.network.advertise}:
+            if not _forwards(version):
+                log.warning(
+                    "network.advertise offers other networks, but this host does not forward packets: "
+                    f"sysctl -w {_FORWARDING[version]}=1"
+                )
         log.info(
             "started",
             version=__version__,
@@ -214,7 +226,7 @@ class Daemon:
         now = self._loop.time()
         return {
             "status": link.state,
-            "reason": link.reason,
+            "reason": link.reason or self._refusals(),
             "version": __version__,
             "uptime": round(time.monotonic() - self._started, 1),
             "name": config.peer.id,
@@ -242,13 +254,18 @@ class Daemon:
             "events": dict(self._events.counts),
         }
 
+    def _refusals(self) -> str:
+        refused = ", ".join(str(self._own(address)) for address in self._link.refused)
+        return f"the relay gives to another device: {refused}" if refused else ""
+
     def _peer(self, peer: Peer, now: float) -> dict[str, Any]:
         info = peer.info
         return {
             "name": info.id if info else "",
             "ips": sorted(str(ip_address(ip)) for ip in peer.verified),
             "fingerprint": peer.fingerprint,
-            "connected": any(session.confirmed for session in peer.sessions),
+            "identity": "changed" if peer.static in self._changed else "known",
+            "connected": self._mesh.is_connected(peer),
             "path": "relay",
             "heard": round(now - peer.heard, 1),
             "last_handshake": round(now - peer.last_handshake, 1),
@@ -261,6 +278,14 @@ class Daemon:
             "mtu": info.mtu if info else 0,
             "routes": list(info.routes) if info else [],
         }
+
+
+def _forwards(version: int) -> bool:
+    """Whether this host passes packets on for others; True where it does not tell."""
+    try:
+        return Path("/proc/sys", *_FORWARDING[version].split(".")).read_text().strip() != "0"
+    except OSError:
+        return True
 
 
 class _Lookups(ThreadPoolExecutor):

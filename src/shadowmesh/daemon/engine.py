@@ -277,6 +277,10 @@ class Engine:
         self._mesh.gone(address, self._now())
         self._arm()
 
+    def refused(self, addresses: set[bytes]) -> None:
+        """The relay gives us all own addresses but these."""
+        self._mesh.refused(addresses)
+
     # -- the mesh's Output
 
     def send(self, destination: bytes, source: bytes, message: bytes) -> None:

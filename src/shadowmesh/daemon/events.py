@@ -28,7 +28,17 @@ _EVENTS = {
     "address_conflict": ("warning", "two devices use this overlay IP: give each its own network.local_ip"),
     "address_refused": (
         "warning",
-        "the relay gives this address to another device: is local_ip or peer.id used twice?",
+        "the relay gives this address to another device: is local_ip or peer.id used twice, or was this "
+        "device set up anew? (then it is free after 30 s)",
+    ),
+    "address_granted": ("info", "the relay gives us this address now"),
+    "address_contested": (
+        "warning",
+        "another device asks for this address of ours: is local_ip or peer.id used twice?",
+    ),
+    "route_not_offered": (
+        "warning",
+        "the peer of a configured route does not offer it: add it to network.advertise there",
     ),
     "relay_joined": ("info", "connected to the relay"),
     "relay_lost": ("warning", "lost the relay"),
@@ -54,7 +64,7 @@ class Events:
         """Count an event and log it, repeated ones about the same thing at most once a minute."""
         self.counts[name] += 1
         level, words = _EVENTS[name]
-        if name == "session" and isinstance(peer := facts.get("peer"), Peer) and peer.handshakes > 1:
+        if facts.pop("rekey", False):
             level = "debug"  # every two minutes for each peer: new keys, no news
         told = {key: _told(key, value) for key, value in facts.items() if value is not None}
         if self._is_new(name, level, told):

@@ -75,6 +75,9 @@ class Listener(Protocol):
     def gone(self, address: bytes) -> None:
         """The relay has nobody at this address."""
 
+    def refused(self, addresses: set[bytes]) -> None:
+        """The relay gives us all own addresses but these."""
+
     def pause(self) -> None:
         """The socket takes no more for now."""
 
@@ -206,11 +209,18 @@ class RelayLink:
         for each in refused:
             if self.refused.get(each.address) != each.code:
                 self._event("address_refused", address=each.address, code=each.code)
-        self.refused = {each.address: each.code for each in refused}
+        now_refused = {each.address: each.code for each in refused}
+        for address in self.refused.keys() - now_refused.keys():
+            self._event("address_granted", address=address)
+        self.refused = now_refused
+        self.listener.refused(set(now_refused))
 
     def on_problem(self, problem: control.Problem) -> None:
         """The relay complains."""
-        self._event("relay_problem", code=problem.code, detail=problem.detail)
+        if problem.code == "address_in_use":
+            self._event("address_contested", address=problem.detail)
+        else:
+            self._event("relay_problem", code=problem.code, detail=problem.detail)
 
 
 class _Connection(WebSocket):
@@ -424,7 +434,7 @@ def _in_words(code: int | None, reason: str) -> str:
         control.CLOSE_JOIN_REFUSED: "the relay refused the join",
         control.CLOSE_JOIN_TIMEOUT: "the relay gave up waiting for the join",
         control.CLOSE_WITHDRAWN: "the relay withdrew our credentials",
-        1012: "the relay restarts",
+        1012: "the relay stops or restarts",
         1013: "the relay is full",
     }.get(code, f"the relay closed the connection ({code})")
-    return f"{words}: {control.printable(reason, 123)}" if reason else words
+    return f"{words}: {control.printable(reason, 123)}" if reason and code != 1012 else words

@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import secrets
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ class StateDirectory:
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(path)
+        self.warnings: list[str] = []
         try:
             self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = os.open(self._path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -56,6 +58,12 @@ class StateDirectory:
         path = self._path / _SEED
         try:
             text = path.read_text("ascii").strip()
+            if path.stat().st_mode & 0o077:
+                path.chmod(0o600)
+                self.warnings.append(
+                    f"{path} could be read by others, which is mended; if somebody has copied it, stop the "
+                    "daemon and remove the file: this device becomes a new one to its peers"
+                )
             seed = bytes.fromhex(text)
         except FileNotFoundError:
             seed = secrets.token_bytes(SEED_SIZE)
@@ -125,6 +133,8 @@ class StateDirectory:
             finally:
                 os.close(directory)
         except OSError as error:
+            with suppress(OSError):
+                beside.unlink()
             raise self._trouble("write", error) from None
 
     def _trouble(self, what: str, error: OSError) -> StartError:

@@ -92,6 +92,7 @@ class Context:
     drops: Counter[str] = field(default_factory=Counter)
     indices: dict[bytes, PendingHello | HalfOpen | Session] = field(default_factory=dict)
     addresses: dict[bytes, bytes] = field(init=False)  # own blind address → own IP, b"" for the name's
+    refused: set[bytes] = field(default_factory=set)  # those of them that the relay does not give us
 
     def __post_init__(self) -> None:
         self.addresses = {}

@@ -7,7 +7,7 @@ Bytes and `now` (monotonic seconds) go in; messages, packets and events come out
 from __future__ import annotations
 
 from hashlib import sha256
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 
 from shadowmesh.crypto.session import OVERHEAD
 from shadowmesh.errors import MessageError, SealedError
@@ -199,6 +199,12 @@ class Mesh:
             for session in peer.sessions:
                 self._send_json(session, Bye().encode())
 
+    def is_connected(self, peer: Peer) -> bool:
+        """Whether, as far as we know, packets reach this peer."""
+        session = peer.sending
+        answers = peer.heard >= peer.unanswered
+        return session is not None and session.confirmed and answers and session.remote not in self._held
+
     # -- the relay's words
 
     def joined(self, now: float) -> None:
@@ -208,6 +214,15 @@ class Mesh:
             if peer.sending is not None and now < peer.sending.expires:
                 self.keepalive(peer.sending)
         self.handshakes.again(now)
+
+    def refused(self, addresses: set[bytes]) -> None:
+        """The relay gives us all own addresses but these; what it gives only now is shown to live peers."""
+        granted = self.context.refused - addresses
+        self.context.refused = addresses
+        for peer in self.peers.values():
+            for address in granted:
+                if peer.sending is not None:
+                    self.keepalive(peer.sending, address)
 
     def gone(self, address: bytes, now: float) -> None:
         """The relay has nobody at this address: a hint. Sessions stay; packets are held back for a moment."""
@@ -249,7 +264,7 @@ class Mesh:
             drops["bad_records"] += 1
             return
         peer = session.peer
-        peer.heard = now
+        session.heard = peer.heard = now
         peer.awaiting = 0.0
         if not session.confirmed:
             self._confirm(session, now)
@@ -331,6 +346,9 @@ class Mesh:
             case Probe():
                 self.context.output.event("probe_ack", peer=session.peer, id=value.id)
             case Bye():
+                # What was not heard since is of a run of the peer that has ended without a word.
+                for old in [s for s in session.peer.sessions if s.heard < session.created]:
+                    self._close(old)
                 self._close(session)
 
     # -- sessions
@@ -367,6 +385,8 @@ class Mesh:
         session.finish = finish if initiator else sha256(finish).digest()
         self.context.indices[session.local_index] = session
         self.context.timers.at(session.expires, self._expire, session)
+        age = now - peer.sessions[-1].created if peer.sessions else 0.0
+        rekey = bool(peer.sessions) and not CONFIRM_WITHIN < age < REKEY_AFTER
         peer.sessions.append(session)
         if len(peer.sessions) > MAX_SESSIONS:
             self._close(peer.sessions[0])
@@ -393,7 +413,7 @@ class Mesh:
             for kind, body in records:
                 plain[: len(body)] = body
                 self._deliver_early(session, kind, len(body))
-            self.context.output.event("session", peer=peer)
+            self.context.output.event("session", peer=peer, rekey=rekey)
 
     def _new_peer(self, static: bytes) -> Peer:
         if len(self.peers) >= MAX_PEERS:
@@ -435,12 +455,12 @@ class Mesh:
         session.finish = b""
         session.peer.sending = session
         self._show_addresses(session)
-        self.context.output.event("session", peer=session.peer)
+        self.context.output.event("session", peer=session.peer, rekey=len(session.peer.sessions) > 1)
 
     def _show_addresses(self, session: Session) -> None:
         """Show the peer our other addresses, so that their IPs enter its V."""
         for address in self.context.addresses:
-            if address != session.local:
+            if address != session.local and address not in self.context.refused:
                 self.keepalive(session, address)
 
     def _new_source(self, session: Session, source: bytes, now: float) -> None:
@@ -480,6 +500,9 @@ class Mesh:
             case Verdict.NEW:
                 context.output.event("identity_new", ip=overlay_ip, peer=peer)
                 context.trust.remember(overlay_ip, peer.static)
+        for network, via in context.local.routes:
+            if via == overlay_ip and not _offered(network, session.info):
+                context.output.event("route_not_offered", route=str(network), peer=peer)
         session.verified.add(overlay_ip)
         session.accepted.clear()
         self._owners[overlay_ip] = peer
@@ -503,6 +526,8 @@ class Mesh:
     def _close(self, session: Session) -> None:
         """Forget a session; the peer with it, if it was the last."""
         peer = session.peer
+        if len(peer.sessions) == 1:
+            self.context.output.event("peer_gone", peer=peer)  # while its name and IPs are known
         peer.sessions.remove(session)
         del self.context.indices[session.local_index]
         self._disown(session, set(session.verified))
@@ -511,7 +536,6 @@ class Mesh:
             peer.sending = usable[-1] if usable else None
         if not peer.sessions:
             del self.peers[peer.static]
-            self.context.output.event("peer_gone", peer=peer)
 
     def _expire(self, session: Session, now: float) -> None:
         if self.context.indices.get(session.local_index) is session:
@@ -533,6 +557,7 @@ class Mesh:
         due = peer.awaiting + HELLO_AFTER
         if now >= due:
             peer.awaiting = 0.0
+            peer.unanswered = now
             newest = peer.sessions[-1]
             self.handshakes.attempt(newest.local, newest.remote, now)
         else:
@@ -564,6 +589,11 @@ class Mesh:
         if self._solicit_all.take(now):
             self._solicited[source] = now
             self.handshakes.attempt(destination, source, now, retry=False)
+
+
+def _offered(network: IPNetwork, info: Info) -> bool:
+    offers = [ip_network(route) for route in info.routes]
+    return any(offer.version == network.version and network.subnet_of(offer) for offer in offers)  # type: ignore[arg-type]
 
 
 def _within(address: bytes, networks: tuple[IPNetwork, ...] | list[IPNetwork]) -> bool:

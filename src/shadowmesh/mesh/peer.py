@@ -33,6 +33,7 @@ class Session:
         "expires",
         "finish",
         "finish_answered",
+        "heard",
         "info",
         "initiator",
         "local",
@@ -66,7 +67,7 @@ class Session:
         self.local_index = local_index
         self.sealer = Sealer(send, remote_index)
         self.opener = Opener(receive)
-        self.created = now
+        self.created = self.heard = now
         self.expires = now + SESSION_LIFETIME
         self.confirmed = not initiator
         self.info = info
@@ -103,6 +104,7 @@ class Peer:
         "sending",
         "sessions",
         "static",
+        "unanswered",
     )
 
     def __init__(self, static: bytes) -> None:
@@ -113,6 +115,7 @@ class Peer:
         self.heard = -1e9  # when anything authenticated last came
         self.awaiting = 0.0  # since when we have sent something and heard nothing; 0: not
         self.awaiting_armed = False
+        self.unanswered = -1e9  # when that had last become too long
         self.owing = 0.0  # since when we have heard something and sent nothing; 0: not
         self.owing_armed = False
         self.messages_in = self.messages_out = self.bytes_in = self.bytes_out = 0

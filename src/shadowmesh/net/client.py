@@ -80,13 +80,19 @@ async def connect(
     protocol = Protocol(
         upgraded, max_frame, client=True, host=parts.netloc.rpartition("@")[2], path=path, headers=fields
     )
+    late = f"the name {host} is not found in time: does the name server answer?"
     try:
         async with asyncio.timeout(timeout):
             loop = asyncio.get_running_loop()
+            found = await loop.getaddrinfo(address or host, port, type=socket.SOCK_STREAM)
+            late = f"{where} does not answer in time: is the address right, and does a firewall allow it?"
+            connection = await _dial(loop, found)
+            late = f"{where} accepts connections, but does not answer in time: "
+            late += "does it speak TLS, or is it ws://?" if secure else "is it a relay?"
             await aiofastnet.create_connection(
                 loop,
                 lambda: protocol,
-                sock=await _dial(loop, address or host, port),
+                sock=connection,
                 ssl=(ssl or create_default_context()) if secure else None,
                 server_hostname=host if secure else None,
             )
@@ -97,18 +103,17 @@ async def connect(
     except BaseException as exc:
         if protocol.transport is not None:
             protocol.transport.disconnect(graceful=False)
-        failure = _in_words(exc, where, host)
+        failure = _in_words(exc, where, host, late)
         if failure is None:
             raise
         raise failure from None
 
 
-async def _dial(loop: asyncio.AbstractEventLoop, host: str, port: int) -> socket.socket:
-    """Connect to the first address of `host` that answers, as RFC 8305 says; raises the last one's OSError.
+async def _dial(loop: asyncio.AbstractEventLoop, found: list[Any]) -> socket.socket:
+    """Connect to the first address that answers, as RFC 8305 says; raises the last one's OSError.
 
     asyncio and aiofastnet can do this too, but when cancelled at the wrong moment they lose the socket.
     """
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     first = [info for info in found if info[0] == found[0][0]]
     second = [info for info in found if info[0] != found[0][0]]
     waiting = [info for pair in zip_longest(first, second) for info in pair if info]
@@ -148,7 +153,7 @@ def _close_unused(attempt: asyncio.Task[socket.socket]) -> None:
         attempt.result().close()
 
 
-def _in_words(exc: BaseException, where: str, host: str) -> ConnectFailed | None:
+def _in_words(exc: BaseException, where: str, host: str, late: str) -> ConnectFailed | None:
     match exc:
         case ConnectFailed():
             return exc
@@ -157,9 +162,7 @@ def _in_words(exc: BaseException, where: str, host: str) -> ConnectFailed | None
         case WSError():
             return ConnectFailed(NOT_A_RELAY)
         case TimeoutError():
-            return ConnectFailed(
-                f"{where} does not answer in time: is the address right, and does a firewall allow it?"
-            )
+            return ConnectFailed(late)
         case socket.gaierror():
             return ConnectFailed(f"cannot find the address of {host}: {exc.strerror}")
         case SSLCertVerificationError():
@@ -186,6 +189,8 @@ def _answered(exc: WSHandshakeError) -> ConnectFailed:
     if status is None or status == 101:
         return ConnectFailed(NOT_A_RELAY)
     text = printable((exc.raw_body or b"").decode("ascii", "replace").partition("\n")[0].strip(), 120)
+    if status in (200, 404) and "/relay" not in text:
+        return ConnectFailed(f"{NOT_A_RELAY} (HTTP {status}); a relay's own port is 9545", status)
     phrase = responses.get(status, "")
     retry = exc.response.headers.get("Retry-After", "") if exc.response is not None else ""
     return ConnectFailed(

@@ -84,6 +84,9 @@ class _Protocol(H11Protocol):
         self._deadline.cancel()
         super().connection_lost(exc)
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Anybody can ask for an upgrade; uvicorn's advice about it is not for our log."""
+
     def _too_slow(self) -> None:
         if self.cycle is None or self.cycle.more_body:
             self.transport.abort()

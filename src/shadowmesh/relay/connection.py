@@ -54,6 +54,8 @@ _REFUSALS = {
     CLOSE_RESTART: "draining",
 }
 CONTROL_RATE, CONTROL_BURST = 10.0, 30.0
+CONTROL_ROOM = 32 * 1024
+"""Bytes of answers that may wait for a client, behind the frame that its socket has taken in part."""
 SAMPLE_EVERY = 16
 """Of the frames that the kernel takes at once, one in 16 is measured, and counts for 16: to measure each
 would take a tenth of a small frame's whole time. Those that wait are all measured."""
@@ -117,6 +119,8 @@ class Connection(WebSocket):
             return self.end(CLOSE_PROTOCOL, "too many control messages")
         if isinstance(message, Join):
             return self.end(CLOSE_PROTOCOL, "joined already")
+        if self.write_buffer_size() > MAX_FRAME + CONTROL_ROOM:
+            return self.end(CLOSE_POLICY, "asks without reading the answers")
         if isinstance(message, Addresses):
             outcome = self._server.router.claim(self.member, message.add, message.remove, now)
             self._server.settle(outcome)
@@ -141,8 +145,8 @@ class Connection(WebSocket):
         """Close, and give up addresses and place at once."""
         if not self.done:
             self._count(code, reason)
-            self._finish(f"closed with {code}: {reason}")
             self.close(code, reason)
+            self._finish(f"closed with {code}: {reason}")
 
     def _count(self, code: int, reason: str) -> None:
         self._counters.closes[code] += 1

@@ -56,6 +56,9 @@ class Server:
         # Client addresses are shown only through a hash whose key dies with this process.
         self._source_key = secrets.token_bytes(16)
         self._refusal_log = TokenBucket(1.0, 10.0)
+        # A network can be made up, so whoever joins and leaves in a loop must not fill the disk. All clients
+        # of a large relay coming back after a restart fit.
+        self._connection_log = TokenBucket(2.0, 4000.0)
         self._unlogged = 0
 
     def upgrade(self, request: Request) -> Connection | Reject:
@@ -105,7 +108,7 @@ class Server:
         """A join was accepted."""
         self.admission.leave_unjoined(connection.source)
         self.admission.joined += 1
-        if self.config.log_connections:
+        if self._logs_connection():
             self._log.info(
                 "client joined",
                 **self._names(connection),
@@ -123,9 +126,12 @@ class Server:
         self.admission.joined -= 1
         now = monotonic()
         self.router.leave(connection.member, now)
-        if self.config.log_connections:
+        if self._logs_connection():
             seconds = round(now - connection.opened_at, 1)
             self._log.info("client left", **self._names(connection), reason=reason, seconds=seconds)
+
+    def _logs_connection(self) -> bool:
+        return self.config.log_connections and self._connection_log.take(monotonic())
 
     def closed(self, connection: Connection) -> None:
         """The WebSocket of a connection that has left is gone."""

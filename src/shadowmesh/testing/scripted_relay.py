@@ -68,6 +68,7 @@ class Engine:
         self.absent: list[bytes] = []
         self.joins = 0
         self.paused = False
+        self.unheld: set[bytes] = set()
         self.events: list[tuple[str, dict[str, Any]]] = []
 
     def on_frame(self, data: memoryview) -> None:
@@ -78,6 +79,9 @@ class Engine:
 
     def gone(self, address: bytes) -> None:
         self.absent.append(address)
+
+    def refused(self, addresses: set[bytes]) -> None:
+        self.unheld = addresses
 
     def pause(self) -> None:
         self.paused = True

@@ -174,12 +174,14 @@ def test_the_same_ip_twice_is_named(tmp_path: Path, log: io.StringIO) -> None:
             await second.ready()
             statuses = [each.daemon.status()["relay"]["refused"] for each in (first, second)]
             assert sorted(statuses, key=len) == [{}, {"10.10.10.1": "address_in_use"}]
+            reasons = {each.daemon.status()["reason"] for each in (first, second)}
+            assert reasons == {"", "the relay gives to another device: 10.10.10.1"}
 
     with_relay(test)
     lines = [json.loads(line) for line in log.getvalue().splitlines()]
-    assert [line["address"] for line in lines if "is local_ip or peer.id used twice" in line["event"]] == [
-        "10.10.10.1"
-    ]
+    # The one that comes too late, and the one that has it, are told.
+    twice = [line["address"] for line in lines if "is local_ip or peer.id used twice" in line["event"]]
+    assert twice == ["10.10.10.1", "10.10.10.1"]
 
 
 def test_sigterm(tmp_path: Path) -> None:

@@ -123,9 +123,10 @@ def test_a_relay_that_invents_problems(events: Events, log: Log, clock: Clock) -
 
 def test_new_keys_are_no_news(events: Events, log: Log) -> None:
     peer = Peer(b"k" * 32)
-    for peer.handshakes in range(1, 4):
-        events("session", peer=peer)
+    for rekey in (False, True, True):
+        events("session", peer=peer, rekey=rekey)
     assert [level for level, _, _ in log.lines] == ["info", "debug", "debug"]
+    assert all("rekey" not in facts for _, _, facts in log.lines)
 
 
 def test_an_unknown_event_is_a_bug(events: Events) -> None:

@@ -163,3 +163,11 @@ def test_a_file_system_without_locks(path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("fcntl.flock", refuse)
     with pytest.raises(StartError, match=r"cannot lock .*Operation not supported"):
         StateDirectory(path)
+
+
+def test_a_seed_that_others_could_read_is_mended_and_told(state: StateDirectory, path: Path) -> None:
+    seed = state.seed()
+    (path / "device.key").chmod(0o644)
+    assert state.seed() == seed
+    assert (path / "device.key").stat().st_mode & 0o777 == 0o600
+    assert "could be read by others" in state.warnings[0]

@@ -3,12 +3,13 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
 import structlog
 
-from shadowmesh.observe.logging import configure, get_logger
+from shadowmesh.observe.logging import MAX_WAITING, Lines, configure, get_logger
 
 
 @pytest.fixture(autouse=True)
@@ -59,3 +60,36 @@ def test_exceptions_come_without_the_values_of_variables(style: str) -> None:
         get_logger("relay").exception("failed")
     assert "ValueError: 16" in out.getvalue()
     assert "c2VjcmV0'" not in out.getvalue().replace('key = "c2VjcmV0"', "")
+
+
+class Broken(io.StringIO):
+    def write(self, text: str) -> int:
+        raise OSError(28, "No space left on device")
+
+
+def test_a_log_that_cannot_be_written_costs_its_lines_only() -> None:
+    lines = Lines(Broken())
+    for _ in range(3):
+        lines.write("x\n")
+    lines.drain()
+    assert lines.lost == 3
+
+
+def test_a_log_that_nobody_reads_does_not_block() -> None:
+    read, write = os.pipe()
+    lines = Lines(open(write, "w"))  # noqa: SIM115  # the thread's own from here on
+    for _ in range(MAX_WAITING + 2000):
+        lines.write("x" * 99 + "\n")  # far more than a pipe and the queue hold
+    assert lines.lost
+    with open(read) as reader:  # lets the thread go on
+        for _ in range(MAX_WAITING):
+            assert reader.readline() == "x" * 99 + "\n"
+
+
+def test_lines_come_in_order() -> None:
+    stream = io.StringIO()
+    lines = Lines(stream)
+    for i in range(100):
+        lines.write(f"{i}\n")
+    lines.drain()
+    assert stream.getvalue() == "".join(f"{i}\n" for i in range(100))

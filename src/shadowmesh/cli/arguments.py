@@ -1,0 +1,33 @@
+"""The command line that `shadowmesh-relay` and `shadowmesh-daemon` share: one configuration file."""
+
+from __future__ import annotations
+
+import argparse
+
+from shadowmesh import __version__
+
+
+def configuration_file(
+    program: str, description: str, file: str, argv: list[str] | None, *, required: bool
+) -> str | None:
+    """The file of `PROGRAM FILE` or `PROGRAM -config FILE`, None if there is none.
+
+    `file` is the help about it. Ends the program after --help and --version, and with status 2 if a required
+    file is missing or two are given.
+    """
+    parser = argparse.ArgumentParser(
+        prog=program,
+        usage=f"{program} {'FILE' if required else '[FILE]'}, or {program} -config FILE",
+        description=description,
+        allow_abbrev=False,
+    )
+    parser.add_argument("file", metavar="FILE", nargs="?", help=file)
+    parser.add_argument("-config", "--config", metavar="FILE", help="the same")
+    parser.add_argument("-version", "--version", action="version", version=f"{program} {__version__}")
+    arguments = parser.parse_args(argv)
+    given: list[str] = [one for one in (arguments.file, arguments.config) if one is not None]
+    if len(given) > 1:
+        parser.error("two configuration files are given; one belongs here")
+    if required and not given:
+        parser.error("no configuration file is given")
+    return given[0] if given else None
