@@ -198,7 +198,7 @@ def test_addresses_are_tried_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
         ]
         tried: list[str] = []
 
-        async def lookup(*args: object, **kwargs: object) -> object:
+        def lookup(*args: object, **kwargs: object) -> object:
             return found
 
         real = loop.sock_connect
@@ -210,7 +210,7 @@ def test_addresses_are_tried_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
             await real(sock, address)
 
         monkeypatch.setattr(client, "_NEXT_ADDRESS_SECONDS", 0.01)
-        monkeypatch.setattr(loop, "getaddrinfo", lookup)
+        monkeypatch.setattr(socket, "getaddrinfo", lookup)
         monkeypatch.setattr(loop, "sock_connect", sock_connect)
         ws = Recorder()
         await connect(f"ws://relay.example:{server.port}/relay", ws, max_frame=MAX_FRAME)
@@ -232,11 +232,10 @@ def test_refused_and_unknown_names(monkeypatch: pytest.MonkeyPatch) -> None:
                 with pytest.raises(ConnectFailed, match=re.escape(f"{host}:{port} refuses connections")):
                     await connect(f"ws://{host}:{port}/relay", Recorder(), max_frame=MAX_FRAME)
 
-        async def unknown(*args: object, **kwargs: object) -> None:
+        def unknown(*args: object, **kwargs: object) -> None:
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-        loop = asyncio.get_running_loop()
-        monkeypatch.setattr(loop, "getaddrinfo", unknown)
+        monkeypatch.setattr(socket, "getaddrinfo", unknown)
         with pytest.raises(ConnectFailed, match=r"cannot find the address of nowhere\.invalid: Name or"):
             await connect("ws://nowhere.invalid:9545/relay", Recorder(), max_frame=MAX_FRAME)
 

@@ -30,6 +30,7 @@ from shadowmesh.mesh.mesh import Mesh
 from shadowmesh.mesh.peer import Peer
 from shadowmesh.mesh.trust import Trust
 from shadowmesh.net.http import serve_http
+from shadowmesh.net.loop import run_loop
 from shadowmesh.observe.logging import get_logger
 from shadowmesh.tun.base import TunDevice
 from shadowmesh.tun.linux import open_tun
@@ -53,7 +54,7 @@ def run(config: ClientConfig) -> None:
     try:
         state = StateDirectory(_state_path(config))
         try:
-            asyncio.run(Daemon(config, state, state.seed(), tun).run())
+            run_loop(Daemon(config, state, state.seed(), tun).run())
             log.info("stopped")
         finally:
             state.close()

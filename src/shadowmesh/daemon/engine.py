@@ -68,6 +68,7 @@ class Engine:
         self._frame = memoryview(bytearray(frame.HEADER_SIZE + record.MAX_PLAINTEXT + SEALED_OVERHEAD))
         self._errors = TokenBucket(UNREACHABLE_RATE, UNREACHABLE_RATE)
         self._timer: asyncio.TimerHandle | None = None
+        self._due: float | None = None  # when it fires
         self._reading = False
         self._stopped = False
         self._mesh: Mesh
@@ -315,11 +316,11 @@ class Engine:
     def _arm(self) -> None:
         """Have `_tick` called when the mesh wants it; cheap when nothing has changed."""
         due = self._mesh.next_deadline
-        timer = self._timer
-        if timer is not None:
-            if timer.when() == due:
+        if self._timer is not None:
+            if due == self._due:
                 return
-            timer.cancel()
+            self._timer.cancel()
+        self._due = due
         self._timer = None if due is None or self._stopped else self._loop.call_at(due, self._tick)
 
     def _tick(self) -> None:

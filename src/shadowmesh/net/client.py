@@ -6,6 +6,7 @@ import asyncio
 import errno
 import re
 import socket
+from functools import partial
 from http.client import responses
 from itertools import zip_longest
 from ssl import SSLCertVerificationError, SSLContext, SSLError, create_default_context
@@ -84,7 +85,9 @@ async def connect(
     try:
         async with asyncio.timeout(timeout):
             loop = asyncio.get_running_loop()
-            found = await loop.getaddrinfo(address or host, port, type=socket.SOCK_STREAM)
+            # In the loop's executor, whose threads nobody waits for; uvloop has its own for loop.getaddrinfo.
+            look_up = partial(socket.getaddrinfo, address or host, port, type=socket.SOCK_STREAM)
+            found = await loop.run_in_executor(None, look_up)
             late = f"{where} does not answer in time: is the address right, and does a firewall allow it?"
             connection = await _dial(loop, found)
             late = f"{where} accepts connections, but does not answer in time: "

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from shadowmesh import __version__
 from shadowmesh.net.http import HttpServer, serve_http
+from shadowmesh.net.loop import run_loop
 from shadowmesh.net.server import serve
 from shadowmesh.observe.logging import get_logger
 from shadowmesh.relay.admin import health_app, metrics_app
@@ -69,7 +70,7 @@ async def start(config: RelayConfig, timing: Timing | None = None) -> Relay:
 
 def run(loaded: Loaded[RelayConfig]) -> None:
     """Run a relay until SIGTERM or SIGINT; a second one ends it at once. Raises StartError."""
-    asyncio.run(_run(loaded))
+    run_loop(_run(loaded))
 
 
 async def _run(loaded: Loaded[RelayConfig]) -> None:
