@@ -20,7 +20,7 @@ def test_files_stay_short(room: str, limit: int) -> None:
     assert not long
 
 
-@pytest.mark.parametrize("name", ["demo", "test", "check", "bench", "setup"])
+@pytest.mark.parametrize("name", ["demo", "test", "check", "bench", "setup", "pin"])
 def test_scripts_are_executable_and_plain_sh(name: str) -> None:
     script = ROOT / "scripts" / name
     assert script.stat().st_mode & 0o111

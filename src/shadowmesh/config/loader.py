@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeGuard, TypeVar
 
 from pydantic import ValidationError
+from pydantic.fields import FieldInfo
 
 from shadowmesh.config import client, relay
 from shadowmesh.config.client import ClientConfig
 from shadowmesh.config.relay import RelayConfig
-from shadowmesh.config.values import Model, Problems, shown
+from shadowmesh.config.values import NO_VALUE, Model, Problems, shown
 from shadowmesh.config.yaml import KEY, MAX_BYTES, Document, Path, Problem, parse
 from shadowmesh.errors import ConfigError
 
@@ -177,7 +178,10 @@ def _problems(
     """One pydantic error of the given type as problems of the file."""
     if kind == "value_error":
         error = context["error"]
-        found = error.found if isinstance(error, Problems) else [(path, str(error))]
+        words = str(error)
+        if words == NO_VALUE and not _field(model, path).is_required():
+            words += ", or remove the line"
+        found = error.found if isinstance(error, Problems) else [(path, words)]
         return [_locate(document, *one) for one in found]
     if kind == "extra_forbidden":
         return [Problem(document.keys[path], path, "")]
@@ -245,9 +249,14 @@ def _keys(model: type[Model], path: Path) -> dict[Path, list[str]]:
     return found
 
 
-def _missing(model: type[Model], path: Path) -> str:
+def _field(model: type[Model], path: Path) -> FieldInfo:
     *sections, name = (part for part in path if isinstance(part, str))
     for section in sections:
         model = _section(model, section) or model
-    example = (model.model_fields[name].examples or [""])[0]
-    return f'is missing; write it under "{sections[-1]}:", such as {name}: "{example}"'
+    return model.model_fields[name]
+
+
+def _missing(model: type[Model], path: Path) -> str:
+    *_, section, name = (part for part in path if isinstance(part, str))
+    example = (_field(model, path).examples or [""])[0]
+    return f'is missing; write it under "{section}:", such as {name}: "{example}"'

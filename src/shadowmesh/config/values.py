@@ -33,6 +33,9 @@ class Problems(ValueError):
         self.found = found
 
 
+NO_VALUE = "has no value; write one"
+
+
 def shown(value: str) -> str:
     """`value` in quotes for a message: ASCII, shortened, and hidden when it might be a key."""
     if re.search(r"[0-9a-fA-F]{32}", value):
@@ -44,7 +47,7 @@ def shown(value: str) -> str:
 def text(value: object) -> str:
     """One scalar as text. A value that Python code gives in another type counts by its `str()`."""
     if value is None:
-        raise ValueError("has no value; write one")
+        raise ValueError(NO_VALUE)
     if isinstance(value, (list, tuple, dict)):
         raise ValueError(f"must be one value, not a {'section' if isinstance(value, dict) else 'list'}")
     found = str(value)

@@ -1,4 +1,4 @@
-"""The event loop of the programs: uvloop, where there is one, takes a fifth off the time of a small packet."""
+"""The event loop of the programs: uvloop, where there is one, takes a fifth off a small packet's time."""
 
 from __future__ import annotations
 

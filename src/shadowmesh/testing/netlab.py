@@ -117,9 +117,11 @@ class Host:
 
     def _argv(self, argv: Sequence[str]) -> list[str]:
         # nsenter rather than `ip netns exec`: it needs no mount of /sys, which some containers refuse. The
-        # parent's death ends the program too, so that even a kill -9 of the lab leaves nothing running.
+        # parent's death ends the program too, so that even a kill -9 of the lab leaves nothing running; a
+        # parent that has died before that was arranged is not ours any more.
         enter = ["nsenter", f"--net=/run/netns/{self.namespace}", "setpriv", "--pdeathsig", "KILL", "--"]
-        return [*enter, *argv]
+        alive = ["sh", "-c", f'[ $PPID = {os.getpid()} ] && exec "$@"', "sh"]
+        return [*enter, *alive, *argv]
 
     def run(
         self, *argv: str, check: bool = True, timeout: float = 60.0, input: str | None = None

@@ -76,6 +76,27 @@ def test_check_config_shows_every_problem_and_ends_with_2() -> None:
     )
 
 
+def test_what_cannot_be_read_is_said_in_the_loaders_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "client-config.yaml"
+    path.touch()
+
+    def refuse(path: str, mode: str) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    result = run("check-config", str(path))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"{path}: may not be read by this user; run as root")
+
+
+def test_help_shows_whole_sentences() -> None:
+    commands = run("--help").stdout.partition("Commands:")[2].split("\n")
+    assert all(line.endswith(".") for line in commands if line)
+
+
 def test_bad_arguments_end_with_2() -> None:
     for arguments in (("bogus",), ("check-config",), ("check-config", "/does/not/exist"), ("keygen", "x")):
         assert run(*arguments).exit_code == 2

@@ -40,6 +40,7 @@ def test_a_leak_is_found_and_named(leak: str, claim: str) -> None:
     assert made.failed
     assert claim in output.getvalue()
     assert "FOUND: key" in output.getvalue()
+    assert "no file, no overlay IPs, no peer names, no key" in output.getvalue()
 
 
 def test_every_part_of_the_file_holds_the_mark(tmp_path: Path) -> None:

@@ -208,7 +208,12 @@ FALSE = "is not built yet in this version; write false"
             f"[{'10.10.10.7/24,' * 9}]",
             "8:13: network.local_ip: has 9 addresses; write 1 to 8",
         ),
-        ('"10.10.10.7/24"', "", "8:12: network.local_ip: has no value; write one, or remove the line"),
+        ('"10.10.10.7/24"', "", "8:12: network.local_ip: has no value; write one"),
+        (
+            '"10.10.10.7/24"',
+            '"10.10.10.2/24, fd00:1::2/64"',
+            '8:13: network.local_ip: several addresses are a list: ["10.10.10.2/24", "fd00:1::2/64"]',
+        ),
         (
             '"10.10.10.7/24"',
             "[10.10.10.7/24, 10.10.10.7/16]",
@@ -220,6 +225,7 @@ FALSE = "is not built yet in this version; write false"
             "8:29: network.local_ip[1]: 10.10.10.0/24 is the address of the network itself; "
             "write one in it, such as 10.10.10.1/24",
         ),
+        ('"tun"', "tun\n  mtu:", "7:7: network.mtu: has no value; write one, or remove the line"),
         (
             '"tun"',
             "tun\n  mtu: 1279",
@@ -242,7 +248,7 @@ FALSE = "is not built yet in this version; write false"
             '2:19: daemon.listen_address: "9090" has no port; write one behind it, such as 127.0.0.1:9090',
         ),
         ('"laptop"', "''", '15:7: peer.id: "" does not do as a name; write 1 to 63 ASCII characters'),
-        (f'"{KEY}"', "", "11:7: encryption.key: has no value; write one, or remove the line"),
+        (f'"{KEY}"', "", "11:7: encryption.key: has no value; write one"),
         (
             f'"{KEY}"',
             f"[{KEY}]",
@@ -311,8 +317,13 @@ OVERLAY = "10.10.10.0/24"
         ("routes", "x", '9:11: network.routes: must be a list, with lines that begin with "- "'),
         (
             "routes",
-            "[x]",
+            "[[x]]",
             '9:12: network.routes[0]: must be a section, with lines such as "key: value" below it',
+        ),
+        (
+            "routes",
+            "[192.168.50.0/24]",
+            "9:12: network.routes[0]: lacks its peer; write {to: 192.168.50.0/24, via: IP of a peer}",
         ),
         (
             "routes",
@@ -383,6 +394,22 @@ def test_routes(key: str, value: str, expected: str) -> None:
         )
     )
     assert lines == [f"c.yaml:{expected}"]
+
+
+def test_a_mistake_in_a_route_does_not_hide_another() -> None:
+    routes = "{to: 192.168.7.1/24, via: 10.10.11.9}, {via: 10.10.10.7}, {to: 192.168.8.0/24, via: x}, x"
+    assert problems(changed("\n\nencryption:", f"\n  routes: [{routes}]\n\nencryption:")) == [
+        "c.yaml:9:17: network.routes[0].to: 192.168.7.1/24 has bits set behind its prefix; "
+        "write 192.168.7.0/24",
+        f"c.yaml:9:38: network.routes[0].via: 10.10.11.9 is outside of the overlay network; write the IP "
+        f"of a peer in {OVERLAY}",
+        'c.yaml:9:51: network.routes[1].to: is missing; write it under "routes:", such as '
+        'to: "192.168.7.0/24"',
+        "c.yaml:9:57: network.routes[1].via: 10.10.10.7 is this device itself; write the overlay IP of "
+        "the peer before it",
+        'c.yaml:9:96: network.routes[2].via: "x" is not an IP address; write one such as 10.10.10.7',
+        "c.yaml:9:100: network.routes[3]: lacks its peer; write {to: x, via: IP of a peer}",
+    ]
 
 
 def test_a_prefix_is_not_both_reached_and_offered() -> None:

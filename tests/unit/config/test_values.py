@@ -50,7 +50,7 @@ def test_whole_refuses_what_is_out_of_range(value: str) -> None:
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (None, "has no value; write one, or remove the line"),
+        (None, "has no value; write one"),
         ([], "must be one value, not a list"),
         ({}, "must be one value, not a section"),
         ("a\nb", "goes over more than one line; write it in one"),

@@ -1,0 +1,68 @@
+"""Both programs take their configuration file in both forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from shadowmesh import __version__
+from shadowmesh.cli import daemon, relay
+from shadowmesh.cli.arguments import configuration_file
+
+PROGRAMS = [daemon.main, relay.main]
+
+
+def parse(*argv: str, required: bool = True) -> str | None:
+    return configuration_file("program", "Does it.", "the file", list(argv), required=required)
+
+
+@pytest.mark.parametrize(
+    "argv", [("f.yaml",), ("-config", "f.yaml"), ("--config", "f.yaml"), ("-config=f.yaml",)]
+)
+def test_every_form(argv: tuple[str, ...]) -> None:
+    assert parse(*argv) == "f.yaml"
+
+
+def test_none_is_given() -> None:
+    assert parse(required=False) is None
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ((), "no configuration file is given"),
+        (("a", "-config", "b"), "two configuration files are given; one belongs here"),
+        (("a", "b"), "unrecognized arguments: b"),
+        (("--conf", "a"), "unrecognized arguments: --conf"),
+    ],
+)
+def test_mistakes_end_with_2(argv: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(*argv)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == (
+        f"usage: program FILE, or program -config FILE\nprogram: error: {words}\n"
+    )
+
+
+@pytest.mark.parametrize("main", PROGRAMS)
+@pytest.mark.parametrize("form", [[], ["-config"]])
+def test_the_programs_read_it(
+    main: Callable[[list[str]], None], form: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(tmp_path / "foo.yaml")
+    with pytest.raises(SystemExit) as caught:
+        main([*form, file])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == f"{file}: no such file\n"
+
+
+@pytest.mark.parametrize("main", PROGRAMS)
+@pytest.mark.parametrize("option", ["-version", "--version"])
+def test_version(main: Callable[[list[str]], None], option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([option])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.endswith(f" {__version__}\n")
