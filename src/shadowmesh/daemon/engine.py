@@ -266,7 +266,10 @@ class Engine:
             self._drops["bad_frame"] += 1
             return
         self._mesh.receive(bytes(data[17:33]), bytes(data[1:17]), data[33:], self._now())
-        self._arm()
+        if self._reading and len(data) < BIG:
+            self._on_tun()  # the host's answer is often there already: it goes a turn of the loop earlier
+        else:
+            self._arm()
 
     def joined(self) -> None:
         """The link has become ready."""
