@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_address
 
 import pytest
@@ -487,3 +487,20 @@ def test_no_offload_header_of_a_peer_reaches_the_device() -> None:
     assert refused > 100
     assert a.drops["bad_offload"] + a.drops["bad_packet"] + a.drops.get("tun_refused", 0) == refused
     net.close()
+
+
+def test_a_refused_key_takes_no_ip_from_its_owner() -> None:
+    """Not even from one that has long been silent, with a relay that lends the owner's address."""
+    mesh = MemoryMesh(3)
+    a, b, m = mesh.nodes
+    mesh.meet(a, b)
+    mesh.meet(a, m)
+    a.context.trust = Trust(a.context.trust.known, strict=True)
+    mesh.run(31.0)
+    session = a.session(m)
+    assert session is not None
+    session.info = replace(session.info, ips=(*session.info.ips, b.ip()))
+    a.mesh._new_source(session, b.addresses[0], mesh.now)
+    assert "identity_refused" in a.event_names()
+    assert b.ip() in a.peer(b).verified
+    check_state(a)

@@ -477,6 +477,10 @@ class Mesh:
 
     def _verify(self, session: Session, overlay_ip: bytes, now: float) -> None:
         context, peer = self.context, session.peer
+        verdict = context.trust.check(overlay_ip, peer.static)
+        if verdict is Verdict.REFUSED:
+            context.output.event("identity_refused", ip=overlay_ip, static=peer.static)
+            return
         owner = self._owners.get(overlay_ip)
         if owner is not None and owner is not peer:
             if now - owner.heard < CONFLICT_AFTER:
@@ -490,16 +494,9 @@ class Mesh:
                 other.verified.discard(overlay_ip)
                 other.accepted.clear()
                 other.sources.clear()  # so that its next message claims the IP again
-        match context.trust.check(overlay_ip, peer.static):
-            case Verdict.REFUSED:
-                context.output.event("identity_refused", ip=overlay_ip, static=peer.static)
-                return
-            case Verdict.CHANGED:
-                context.output.event("identity_changed", ip=overlay_ip, peer=peer)
-                context.trust.remember(overlay_ip, peer.static)
-            case Verdict.NEW:
-                context.output.event("identity_new", ip=overlay_ip, peer=peer)
-                context.trust.remember(overlay_ip, peer.static)
+        if verdict is not Verdict.KNOWN:
+            context.output.event(f"identity_{verdict.value}", ip=overlay_ip, peer=peer)
+            context.trust.remember(overlay_ip, peer.static)
         for network, via in context.local.routes:
             if via == overlay_ip and not _offered(network, session.info):
                 context.output.event("route_not_offered", route=str(network), peer=peer)
