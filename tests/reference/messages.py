@@ -16,7 +16,7 @@ MAX_PLAINTEXT = 65_600
 KEEPALIVE = bytes.fromhex("0000000c") + bytes(12)
 
 WINDOW = 8192
-RESERVED_COUNTER = 2**64 - 1  # the page is silent; Noise, section 5.1
+RESERVED_COUNTER = 2**64 - 1  # neither sent nor accepted
 
 
 class FormatError(ValueError):

@@ -15,6 +15,7 @@ from typing import Any
 from reference import keys, messages, mlkem, noise, offload
 from reference.aead import sha256
 from reference.curve25519 import x25519_public
+from vectors import texts
 
 HERE = Path(__file__).parent
 CONVENTION = "All byte strings are hex unless a key says otherwise. "
@@ -86,8 +87,8 @@ def join_vectors() -> dict[str, Any]:
     seeds = {"network": keys.network_seed(SECRET), "device": keys.device_seed(DEVICE_A, network)}
     return {
         "about": CONVENTION
-        + "The two signatures of a join by the first device of keys.json. `claims` is the decoded text of "
-        "the field, byte for byte; each signature is Ed25519 over `signed_*`.",
+        + "The two signatures of a join by the first device of keys.json. `claims_text` is the decoded text "
+        "of the field, byte for byte; each signature is Ed25519 over `signed_*`.",
         "nonce": nonce.hex(),
         "claims_text": claims.decode(),
         **{
@@ -217,14 +218,15 @@ def window_sequences() -> Iterator[tuple[str, list[int]]]:
     yield "first one is not 0", [8192, 0, 1, 1, 2]
     yield "a leap empties the window", [1, 2, 2**40, 3, 2**40 - 8191, 2**40 - 8192, 2**40 - 64, 2**40 - 64]
     yield "multiples of the window", [0, 8192, 16384, 8192, 8193, 16383, 24575, 16384, 16385]
+    yield "the last counter is reserved", [2**64 - 2, 2**64 - 1, 2**64 - 2, 2**64 - 3]
 
 
 def sealed_vectors() -> dict[str, Any]:
     """Section 4: sealed messages and the replay window."""
     first, second = bytes(range(32)), bytes(range(32, 64))
     packet = messages.record(messages.PACKET, ping(b"\x0a\x0a\x0a\x01", b"\x0a\x0a\x0a\x02", 61))
-    plaintexts = [messages.KEEPALIVE, messages.pad(packet), messages.pad(packet + packet + packet)]
-    counters = [0, 1, 255, 256, 2**32, 2**60]
+    plaintexts = [messages.KEEPALIVE, messages.pad(packet), messages.pad(packet + packet + packet), b""]
+    counters = [0, 1, 255, 256, 2**32, 2**60, 2**64 - 2]
     cases = [
         {
             "key": key.hex(),
@@ -238,6 +240,21 @@ def sealed_vectors() -> dict[str, Any]:
             *((second, 7, plaintext) for plaintext in plaintexts),
         )
     ]
+    good = messages.seal(first, 0xFFEEDDCC, 7, messages.KEEPALIVE)
+    refused = {
+        "the reserved counter": messages.seal(first, 0xFFEEDDCC, 2**64 - 1, messages.KEEPALIVE),
+        "another tag": good[:-1] + bytes([good[-1] ^ 1]),
+        "another ciphertext": good[:16] + bytes([good[16] ^ 1]) + good[17:],
+        "another counter": good[:8] + b"\x08" + good[9:],
+        "another key": messages.seal(second, 0xFFEEDDCC, 7, messages.KEEPALIVE),
+        "31 bytes": good[:31],
+    }
+    for what, message in refused.items():
+        try:
+            messages.Receiver(first).open(message)
+        except (messages.Refused, messages.FormatError):
+            continue
+        raise AssertionError(what)
     windows = []
     for what, arriving in window_sequences():
         receiver, accepted = messages.Receiver(first), []
@@ -249,8 +266,12 @@ def sealed_vectors() -> dict[str, Any]:
     return {
         "about": CONVENTION
         + "Sealed messages with their whole header (`counter` goes to the wire little-endian, the index "
-        "big-endian), and which counters a new session's receiver accepts when they arrive in that order.",
+        "big-endian; numbers go up to 2^64 - 1), those that a new session's receiver refuses, and which "
+        "counters it accepts when they arrive in that order.",
         "messages": cases,
+        "refused": [
+            {"what": what, "key": first.hex(), "message": message.hex()} for what, message in refused.items()
+        ],
         "windows": windows,
     }
 
@@ -394,6 +415,10 @@ def offload_vectors() -> dict[str, Any]:
         "routing header": header(1, 4, 100) + ipv6(43, b"\x06\0" + bytes(6) + tcp(300)),
         "fragment header": header(0, 0) + ipv6(44, b"\x06\0" + bytes(6) + tcp(10)),
         "destination options": header(1, 0) + ipv6(60, b"\x06\0" + bytes(6) + tcp(10)),
+        **{
+            f"IPv6 next header {number}": header(0, 0) + ipv6(number, b"\x06\0" + bytes(6) + tcp(10))
+            for number in (50, 51, 135, 139, 140, 253, 254)
+        },
         "IPv4 length too small": header(1, 1, 100) + tcp4 + b"\0",
         "IPv4 length too big": header(1, 1, 100) + tcp4[:-1],
         "IPv6 length too small": header(1, 4, 100) + tcp6 + b"\0",
@@ -435,6 +460,9 @@ def files() -> dict[str, str]:
         "sealed.json": sealed_vectors(),
         "records.json": record_vectors(),
         "offload.json": offload_vectors(),
+        "control.json": texts.control_vectors(),
+        "info.json": texts.info_vectors(),
+        "frames.json": texts.frame_vectors(),
     }
     return {name: json.dumps(value, indent=1) + "\n" for name, value in made.items()}
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from shadowmesh.errors import MessageError, OffloadError
-from shadowmesh.wire import message, offload, record
+from shadowmesh.crypto.session import Opener
+from shadowmesh.errors import ControlError, FrameError, MessageError, OffloadError, SealedError
+from shadowmesh.wire import control, frame, message, offload, record
 
 HERE = Path(__file__).parent
 
@@ -23,6 +25,53 @@ def named(case: dict[str, Any]) -> str:
 
 
 RECORDS, OFFLOAD = load("records.json"), load("offload.json")
+CONTROL, INFO, FRAMES = load("control.json"), load("info.json"), load("frames.json")
+TYPES = {
+    control.Challenge: "challenge",
+    control.Join: "join",
+    control.Joined: "joined",
+    control.Addresses: "addresses",
+    control.AddressesResult: "addresses",
+    control.Gone: "gone",
+    control.Problem: "problem",
+    control.Drain: "drain",
+    record.Info: "info",
+    record.Bye: "bye",
+}
+
+
+def text(case: dict[str, Any]) -> bytes:
+    """The bytes of a JSON text."""
+    data = bytes.fromhex(case["hex"]) if "hex" in case else str(case["text"]).encode()
+    return data + b" " * int(case.get("spaces", 0))
+
+
+def plain(value: Any) -> Any:
+    """A decoded value as the files write it."""
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, dict):
+        return {key: plain(each) for key, each in value.items()}
+    return [plain(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def read(origin: str, data: bytes | str) -> Any:
+    """What our decoder makes of a text."""
+    value: Any
+    match origin:
+        case "relay":
+            value = control.decode_from_relay(data)
+        case "client":
+            value = control.decode_from_client(data)
+        case "claims":
+            assert isinstance(data, bytes)
+            return plain(asdict(control.decode_claims(data)))
+        case "peer":
+            assert isinstance(data, bytes)
+            value = record.decode_json(data)
+            if isinstance(value, record.Probe):
+                return {"type": "probe_ack" if value.ack else "probe", "id": value.id}
+    return None if value is None else {"type": TYPES[type(value)], **plain(asdict(value))}
 
 
 @pytest.mark.parametrize("case", load("handshake.json")["cases"], ids=["infos", "info and packet"])
@@ -90,3 +139,49 @@ def test_offload_accepted(case: dict[str, Any]) -> None:
 def test_offload_refused(case: dict[str, Any]) -> None:
     with pytest.raises(OffloadError):
         offload.sanitize(memoryview(bytearray.fromhex(case["body"])))
+
+
+@pytest.mark.parametrize("case", CONTROL["accepted"] + INFO["accepted"], ids=named)
+def test_texts_accepted(case: dict[str, Any]) -> None:
+    data = text(case)
+    assert read(case["from"], data) == case["decoded"]
+    if case["from"] in ("relay", "client"):
+        assert read(case["from"], data.decode()) == case["decoded"]
+
+
+@pytest.mark.parametrize("case", CONTROL["refused"] + INFO["refused"], ids=named)
+def test_texts_refused(case: dict[str, Any]) -> None:
+    with pytest.raises(MessageError if case["from"] == "peer" else ControlError):
+        read(case["from"], text(case))
+    if case["from"] in ("relay", "client") and "text" in case:
+        with pytest.raises(ControlError):
+            read(case["from"], text(case).decode())
+
+
+def test_every_type_is_among_the_texts() -> None:
+    decoded = [case["decoded"] for case in CONTROL["accepted"] + INFO["accepted"]]
+    assert {each["type"] for each in decoded if each and "type" in each} == {
+        *TYPES.values(),
+        "probe",
+        "probe_ack",
+    }
+
+
+@pytest.mark.parametrize("case", FRAMES["accepted"], ids=named)
+def test_frames_accepted(case: dict[str, Any]) -> None:
+    parts = [bytes.fromhex(case[key]) for key in ("destination", "source", "payload")]
+    assert frame.pack(*parts).hex() == case["frame"]
+    assert list(frame.unpack(bytes.fromhex(case["frame"]))) == parts
+
+
+@pytest.mark.parametrize("case", FRAMES["refused"], ids=named)
+def test_frames_refused(case: dict[str, Any]) -> None:
+    with pytest.raises(FrameError):
+        frame.unpack(bytes.fromhex(case["frame"]))
+
+
+@pytest.mark.parametrize("case", load("sealed.json")["refused"], ids=named)
+def test_sealed_refused(case: dict[str, Any]) -> None:
+    sealed = bytes.fromhex(case["message"])
+    with pytest.raises(SealedError):
+        Opener(bytes.fromhex(case["key"])).open_into(memoryview(sealed), memoryview(bytearray(100)))

@@ -494,9 +494,11 @@ class Mesh:
                 other.verified.discard(overlay_ip)
                 other.accepted.clear()
                 other.sources.clear()  # so that its next message claims the IP again
-        if verdict is not Verdict.KNOWN:
-            context.output.event(f"identity_{verdict.value}", ip=overlay_ip, peer=peer)
-            context.trust.remember(overlay_ip, peer.static)
+        if verdict is Verdict.CHANGED:
+            context.output.event("identity_changed", ip=overlay_ip, peer=peer)
+        elif verdict is Verdict.NEW:
+            context.output.event("identity_new", ip=overlay_ip, peer=peer)
+        context.trust.remember(overlay_ip, peer.static)
         for network, via in context.local.routes:
             if via == overlay_ip and not _offered(network, session.info):
                 context.output.event("route_not_offered", route=str(network), peer=peer)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ MAX_INFO = 4096
 MAX_IPS = 8
 MAX_ROUTES = 64
 BLOCK = 16  # plaintexts are padded to a multiple of it
+
+_PREFIX = re.compile(r"[0-9A-Fa-f.:]+/(?:0|[1-9][0-9]{0,2})")
 
 KEEPALIVE = bytes((0, 0, 0, 12)) + bytes(12)
 
@@ -159,7 +162,7 @@ def decode_json(body: bytes) -> Info | Probe | Bye | None:
 def _info(fields: dict[str, object]) -> Info:
     try:
         ips = tuple(_ip(text) for text in _strings(fields, "ips", MAX_IPS))
-        routes = tuple(str(ipaddress.ip_network(text)) for text in _strings(fields, "routes", MAX_ROUTES))
+        routes = tuple(_route(text) for text in _strings(fields, "routes", MAX_ROUTES))
     except ValueError:
         raise MessageError("info: an address or a route cannot be read") from None
     versions = fields.get("versions")
@@ -180,8 +183,16 @@ def _info(fields: dict[str, object]) -> Info:
 
 def _ip(text: str) -> bytes:
     """IPv4-mapped becomes IPv4, whose blind address it has: a second form of an IP would evade its pin."""
+    if "%" in text:
+        raise ValueError("a scope means nothing to others")
     address = ipaddress.ip_address(text)
     return (getattr(address, "ipv4_mapped", None) or address).packed
+
+
+def _route(text: str) -> str:
+    if not _PREFIX.fullmatch(text):
+        raise ValueError("not address/length")
+    return str(ipaddress.ip_network(text))
 
 
 def _integer(fields: dict[str, object], key: str, most: int) -> int:
