@@ -86,14 +86,14 @@ def test_every_subject_carries_tcp(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_an_interrupted_run_leaves_nothing(number: int, tmp_path: Path) -> None:
-    argv = [*E2E, "--output", str(tmp_path), "--only", "shadowmesh"]
-    process = subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    try:
-        assert process.stderr is not None
-        assert "shadowmesh ping" in process.stderr.readline()  # tcp1 runs now
-        process.send_signal(number)
-        process.communicate(timeout=20)
-    finally:
-        process.kill()
-        process.wait()
+    argv = [*E2E, "--output", str(tmp_path), "--only", "shadowmesh", "--measures", "ping,tcp1"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            assert process.stderr is not None
+            assert "shadowmesh ping" in process.stderr.readline()  # tcp1 runs now
+            process.send_signal(number)
+            process.communicate(timeout=20)
+        finally:
+            process.kill()
     assert process.returncode != 0
