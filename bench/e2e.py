@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from subprocess import TimeoutExpired
 
 from bench import environment, report
+from bench.arguments import at_least_one, some_of
 from bench.measures import MEASURES, Bench, Effort, Numbers
 from bench.memory import relay_memory
 from bench.results import OWN, Results
@@ -112,15 +113,15 @@ class Run:
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench e2e", description=(__doc__ or "").partition("\n\n")[2])
     measures = [*MEASURES, MEMORY]
-    parser.add_argument("--rounds", type=_at_least_one, default=3, help="of all subjects (default: 3)")
-    parser.add_argument("--seconds", type=_at_least_one, default=5, help="of each run (default: 5)")
+    parser.add_argument("--rounds", type=at_least_one, default=3, help="of all subjects (default: 3)")
+    parser.add_argument("--seconds", type=at_least_one, default=5, help="of each run (default: 5)")
     for option, known, default in (
         ("--only", list(SUBJECTS), list(SUBJECTS)),
         ("--measures", measures, measures),
         ("--congestion", ["cubic", "bbr"], ["cubic"]),
     ):
         parser.add_argument(
-            option, type=_some_of(known), default=default, metavar="NAME,…", help=", ".join(known)
+            option, type=some_of(known), default=default, metavar="NAME,…", help=", ".join(known)
         )
     parser.add_argument("--quick", action="store_true", help="see that it works; the numbers mean nothing")
     parser.add_argument("--output", type=Path, default=RESULTS, help="directory (default: bench/results)")
@@ -129,22 +130,6 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if arguments.quick and arguments.write_docs:
         parser.error("the numbers of --quick mean nothing and do not go into the docs")
     return arguments
-
-
-def _at_least_one(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise argparse.ArgumentTypeError("at least 1")
-    return value
-
-
-def _some_of(known: Sequence[str]) -> Callable[[str], list[str]]:
-    def parse(text: str) -> list[str]:
-        names = text.split(",")
-        if unknown := [name for name in names if name not in known]:
-            raise argparse.ArgumentTypeError(f"unknown: {', '.join(unknown)}; known: {', '.join(known)}")
-        return [name for name in known if name in names]
-
-    return parse
 
 
 def _tools(subjects: Sequence[Subject], measures: Sequence[str]) -> dict[str, str]:

@@ -38,7 +38,7 @@ def describe(subjects: Iterable[Subject], tools: Iterable[str]) -> dict[str, str
         "ShadowMesh": f"{shadowmesh.__version__}{_commit()}",
         "Python": platform.python_version(),
     }
-    for library in ("picows", "aiofastnet", "cryptography"):
+    for library in ("picows", "aiofastnet", "uvloop", "cryptography"):
         facts[library] = metadata.version(library)
     facts["its OpenSSL"] = version_of(openssl.backend.openssl_version_text())
     commands = {subject.version[0]: subject.version for subject in subjects if subject.version}

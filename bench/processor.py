@@ -49,6 +49,12 @@ def process_seconds(stat: str) -> float:
     return sum(map(int, fields[11:15])) * _TICK
 
 
+def run_seconds(pid: int) -> float:
+    """Seconds that all threads of a process have run, to the nanosecond; ended threads are not in it."""
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
+
+
 def memory_kb(status: str, field: str = "VmRSS") -> int:
     """Resident memory in KiB, from /proc/PID/status; field VmHWM is the most there ever was."""
     found = re.search(rf"^{field}:\s+(\d+) kB$", status, re.MULTILINE)

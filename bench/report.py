@@ -24,17 +24,21 @@ MAX_LOAD = 0.1
 def markdown(results: Results, titles: Mapping[str, str], environment: Environment) -> str:
     """The tables of one run. `titles` are the headings of the subjects."""
     parts = [
-        f"Congestion control {results.congestion}; "
-        + "; ".join(f"{name} {value}" for name, value in environment.items())
-        + ".",
+        headline(results, environment),
         _main_table(results, titles),
         _program_table(results),
         _memory_table(results),
-        _verdicts(results),
-        _disturbance(results),
+        verdicts(results),
+        disturbance(results),
         "\n".join(f"- failed: {error}" for error in results.errors),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def headline(results: Results, environment: Environment) -> str:
+    """On what it was measured."""
+    facts = {"Congestion control": results.congestion, **environment}
+    return "; ".join(f"{name} {value}" for name, value in facts.items()) + "."
 
 
 def _main_table(results: Results, titles: Mapping[str, str]) -> str:
@@ -70,11 +74,12 @@ def _memory_table(results: Results) -> str:
     return table(["memory", "ShadowMesh"], [row for row in rows if row[1]])
 
 
-def _verdicts(results: Results) -> str:
+def verdicts(results: Results) -> str:
+    """A line for each mark."""
     return "\n".join(f"- {'met' if v.met else '**missed**'}: {v}" for v in results.verdicts())
 
 
-def _disturbance(results: Results) -> str:
+def disturbance(results: Results) -> str:
     """A warning when the machine had other work before any of the runs."""
     loads = [load for values in results.values.values() for load in values.get("load before", [])]
     if max(loads, default=0.0) <= MAX_LOAD:

@@ -18,32 +18,28 @@ class Metric(NamedTuple):
     unit: str
     decimals: int
     more_is_better: bool = True
-    measure: str = ""
-    """Name of the measure that gives it, where it is not the metric's own."""
 
 
 METRICS = {
     "tcp1": Metric("TCP, 1 stream", "Gbit/s", 2),
     "tcp8": Metric("TCP, 8 streams", "Gbit/s", 2),
     "tcpr": Metric("TCP, 1 stream, B to A", "Gbit/s", 2),
-    "cpu": Metric("processor time, whole machine", "s/GB", 2, more_is_better=False, measure="tcp1"),
+    "cpu": Metric("processor time, whole machine", "s/GB", 2, more_is_better=False),
     "udp1200": Metric("UDP of 1200 bytes, < 1 % loss", "Mbit/s", 0),
     "udp100": Metric("UDP of 100 bytes, < 1 % loss", "datagrams/s", 0),
     "ping": Metric("ping, idle, median", "ms", 3, more_is_better=False),
-    "ping p99": Metric("ping, idle, 99th percentile", "ms", 3, more_is_better=False, measure="ping"),
+    "ping p99": Metric("ping, idle, 99th percentile", "ms", 3, more_is_better=False),
     "loaded": Metric("ping under one TCP stream, median", "ms", 2, more_is_better=False),
-    "loaded p99": Metric("… 99th percentile", "ms", 2, more_is_better=False, measure="loaded"),
-    "loaded lost": Metric("… lost", "%", 1, more_is_better=False, measure="loaded"),
+    "loaded p99": Metric("… 99th percentile", "ms", 2, more_is_better=False),
+    "loaded lost": Metric("… lost", "%", 1, more_is_better=False),
     "wrk": Metric("HTTP, 64 connections, 1 KiB", "requests/s", 0),
-    "wrk ms": Metric("… median time", "ms", 2, more_is_better=False, measure="wrk"),
+    "wrk ms": Metric("… median time", "ms", 2, more_is_better=False),
 }
 
 MEMORY = {
-    "start": Metric("relay, at start", "MB", 1, more_is_better=False, measure="memory"),
-    "idle": Metric("relay, each idle connection", "KB", 1, more_is_better=False, measure="memory"),
-    "used": Metric(
-        "relay, each connection after 64 KiB frames", "KB", 1, more_is_better=False, measure="memory"
-    ),
+    "start": Metric("relay, at start", "MB", 1, more_is_better=False),
+    "idle": Metric("relay, each idle connection", "KB", 1, more_is_better=False),
+    "used": Metric("relay, each connection after 64 KiB frames", "KB", 1, more_is_better=False),
 }
 
 
@@ -55,6 +51,8 @@ class Mark(NamedTuple):
     limit: float
     at_least: bool
     what: str
+    measure: str = ""
+    """Name of the measure that gives the metric, where it is not the metric's own."""
 
 
 MARKS = (
@@ -62,10 +60,10 @@ MARKS = (
     Mark("tcp1", "wireguard", 8.0, True, "TCP, 1 stream, against wireguard-go"),
     Mark("udp1200", "nebula", 1.5, True, "UDP of 1200 bytes, against nebula"),
     Mark("ping", "nebula", 1.6, False, "idle ping median, against nebula"),
-    Mark("idle", None, 25.0, False, "relay memory, KB for each idle connection"),
-    Mark("used", None, 160.0, False, "relay memory, KB for each connection after 64 KiB frames"),
-    Mark("rss daemon in A", None, 90.0, False, "memory of the daemon in A, MB"),
-    Mark("rss daemon in B", None, 90.0, False, "memory of the daemon in B, MB"),
+    Mark("idle", None, 25.0, False, "relay memory, KB for each idle connection", "memory"),
+    Mark("used", None, 160.0, False, "relay memory, KB for each connection after 64 KiB frames", "memory"),
+    Mark("rss daemon in A", None, 90.0, False, "memory of the daemon in A, MB", "rss"),
+    Mark("rss daemon in B", None, 90.0, False, "memory of the daemon in B, MB", "rss"),
 )
 
 
@@ -98,6 +96,7 @@ class Results:
     """Subject, then metric, to the values of the rounds."""
     errors: list[str] = field(default_factory=list)
     """A line for each measure that failed in a round."""
+    marks: tuple[Mark, ...] = MARKS
 
     def add(self, subject: str, numbers: Mapping[str, float]) -> None:
         """The numbers of one measure in one round."""
@@ -121,13 +120,12 @@ class Results:
 
     def verdicts(self) -> list[Verdict]:
         """One for each mark whose subjects and measure were part of the run."""
-        return [Verdict(mark, self._reached(mark)) for mark in MARKS if self._asked(mark)]
+        return [Verdict(mark, self._reached(mark)) for mark in self.marks if self._asked(mark)]
 
     def _asked(self, mark: Mark) -> bool:
         wanted: Iterable[str] = (OWN, mark.against) if mark.against else (OWN,)
-        name = mark.metric.partition(" ")[0]
-        measure = (METRICS | MEMORY)[name].measure or name if name in METRICS | MEMORY else name
-        return measure in self.measures and all(subject in self.subjects for subject in wanted)
+        measured = (mark.measure or mark.metric) in self.measures
+        return measured and all(subject in self.subjects for subject in wanted)
 
     def _reached(self, mark: Mark) -> float | None:
         own = self.spread(OWN, mark.metric)

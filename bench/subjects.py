@@ -18,7 +18,7 @@ from shadowmesh.testing.program import LabError, Program
 IPERF3_PORT = 5201
 HTTP_PORT = 8088
 
-_NGINX_STREAM = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
+NGINX_STREAM = Path("/usr/lib/nginx/modules/ngx_stream_module.so")
 # Random, as all namespaces of the machine share the directory of the control sockets.
 _WIREGUARD_SOCKETS = Path("/var/run/wireguard")
 _OVERLAY = "10.10.10."
@@ -68,7 +68,7 @@ def proxy(lab: Lab, congestion: str) -> Iterator[Way]:
         f"server {{ listen {RELAY_IP4}:{port}; proxy_pass {target}:{port}; proxy_buffer_size 64k; }}"
         for port in (IPERF3_PORT, HTTP_PORT)
     )
-    program = start_nginx(lab.relay, "proxy", f"stream {{ {servers} }}", f"load_module {_NGINX_STREAM};")
+    program = start_nginx(lab.relay, "proxy", f"stream {{ {servers} }}", f"load_module {NGINX_STREAM};")
     program.wait_for(lambda: listens(lab.relay, IPERF3_PORT), "listening port of nginx")
     yield Way(RELAY_IP4, target, {"nginx in R": program})
 
@@ -146,7 +146,7 @@ SUBJECTS = {
             "proxy",
             "nginx TCP proxy",
             proxy,
-            {"nginx": "nginx-light", str(_NGINX_STREAM): "libnginx-mod-stream"},
+            {"nginx": "nginx-light", str(NGINX_STREAM): "libnginx-mod-stream"},
             ("nginx", "-v"),
             only_tcp=True,
         ),
@@ -169,14 +169,17 @@ SUBJECTS = {
 }
 
 
-def start_nginx(host: Host, name: str, block: str, modules: str = "") -> Program:
-    """nginx in the foreground, as one process and with all its files in the lab's directory."""
+def start_nginx(host: Host, name: str, block: str, modules: str = "", connections: int = 1024) -> Program:
+    """nginx in the foreground, as one process and with all its files in the lab's directory.
+
+    `connections` may be open at once, those to clients and those to servers.
+    """
     directory = host.lab.directory / f"nginx-{name}"
     directory.mkdir()
     config = host.lab.write(
         f"nginx-{name}.conf",
         f"{modules} daemon off; master_process off; pid {directory}/pid; error_log stderr;\n"
-        f"worker_rlimit_nofile 4096; events {{ worker_connections 1024; }}\n{block}\n",
+        f"worker_rlimit_nofile {2 * connections}; events {{ worker_connections {connections}; }}\n{block}\n",
     )
     argv = ("nginx", "-e", "stderr", "-p", str(directory), "-c", str(config))
     return host.start(*argv, name=f"nginx-{name}")

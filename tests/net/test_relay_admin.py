@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import httpx
 import pytest
 
+from shadowmesh import __version__
 from shadowmesh.config import RelayConfig
-from shadowmesh.relay.admin import uptime
 from shadowmesh.relay.app import Relay, start
-from shadowmesh.testing.relay_client import RelayClient, address, frame
+from shadowmesh.testing.relay_client import RelayClient, address, frame, key, public
 
 LOCAL: dict[str, Any] = {
     "relay_port": 0,
@@ -38,44 +39,91 @@ def play(scenario: Callable[[Relay, httpx.AsyncClient], Awaitable[None]], **sett
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("path", ["/health", "/status", "/"])
-def test_health_has_exactly_the_keys_of_the_guide(path: str) -> None:
+GUIDE_KEYS = [
+    "status",
+    "uptime",
+    "connections",
+    "max_connections",
+    "utilization_pct",
+    "region",
+    "server_name",
+]
+
+
+async def ask(relay: Relay, http: httpx.AsyncClient, path: str) -> httpx.Response:
+    return await http.get(f"http://127.0.0.1:{relay.health.port}{path}")
+
+
+@pytest.mark.parametrize("path", ["/health", "/status", "/ready", "/"])
+def test_all_begin_with_the_keys_of_the_guide(path: str) -> None:
     async def scenario(relay: Relay, http: httpx.AsyncClient) -> None:
-        url = f"http://127.0.0.1:{relay.health.port}{path}"
         async with RelayClient(f"ws://127.0.0.1:{relay.listener.port}/relay?peer_id=test") as client:
             await client.join(address("a"))
-            response = await http.get(url)
+            response = await ask(relay, http, path)
         assert response.status_code == 200
         assert response.headers["content-type"] == "application/json"
+        assert response.headers["cache-control"] == "no-store"
         status = response.json()
-        assert re.fullmatch(r"\d+s", status.pop("uptime"))
-        assert status == {
-            "status": "healthy",
-            "connections": 1,
-            "max_connections": 400,
-            "utilization_pct": 0.25,
-            "region": "eu-west-2",
-            "server_name": "relay-eu-west-2",
-        }
+        assert list(status)[:7] == GUIDE_KEYS
+        assert len(status) == 7 or path == "/status"
+        assert re.fullmatch(r"\d+s", status["uptime"])
+        assert [status[key] for key in GUIDE_KEYS if key != "uptime"] == [
+            "ready" if path == "/ready" else "healthy",
+            1,
+            400,
+            0.25,
+            "eu-west-2",
+            "relay-eu-west-2",
+        ]
 
     play(scenario, region="eu-west-2", server_name="relay-eu-west-2", max_connections=400)
 
 
-def test_health_says_when_it_is_draining() -> None:
+def test_status_says_more() -> None:
     async def scenario(relay: Relay, http: httpx.AsyncClient) -> None:
-        relay.server.draining = True
-        response = await http.get(f"http://127.0.0.1:{relay.health.port}/health")
-        assert (response.status_code, response.json()["status"]) == (503, "draining")
+        status = (await ask(relay, http, "/status")).json()
+        assert 0 <= status.pop("loop_lag_ms") < 1000
+        assert {key: value for key, value in status.items() if key not in GUIDE_KEYS} == {
+            "version": __version__,
+            "draining": False,
+            "processes": 1,
+            "tls": False,
+        }
 
     play(scenario)
 
 
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0, "0s"), (59.9, "59s"), (330, "5m30s"), (3600, "1h0m0s"), (93_784, "26h3m4s")],
-)
-def test_uptime(seconds: float, text: str) -> None:
-    assert uptime(seconds) == text
+async def answers(relay: Relay, http: httpx.AsyncClient) -> list[tuple[int, str]]:
+    responses = [await ask(relay, http, path) for path in ("/health", "/ready", "/status")]
+    return [(response.status_code, response.json()["status"]) for response in responses]
+
+
+def test_a_draining_relay_is_healthy_but_not_ready() -> None:
+    async def scenario(relay: Relay, http: httpx.AsyncClient) -> None:
+        relay.server.draining = True
+        assert await answers(relay, http) == [(200, "draining"), (503, "draining"), (200, "draining")]
+        assert (await ask(relay, http, "/status")).json()["draining"] is True
+
+    play(scenario)
+
+
+def test_a_full_relay_is_healthy_but_not_ready() -> None:
+    async def scenario(relay: Relay, http: httpx.AsyncClient) -> None:
+        async with RelayClient(f"ws://127.0.0.1:{relay.listener.port}/relay?peer_id=test") as client:
+            await client.join(address("a"))
+            assert await answers(relay, http) == [(200, "healthy"), (503, "full"), (200, "healthy")]
+
+    play(scenario, max_connections=1)
+
+
+def test_a_relay_whose_event_loop_stood_still_is_neither() -> None:
+    async def scenario(relay: Relay, http: httpx.AsyncClient) -> None:
+        await asyncio.sleep(0)  # the measurement is under way
+        time.sleep(1.2)  # holds the loop up
+        assert await answers(relay, http) == [(503, "lagging"), (503, "lagging"), (200, "lagging")]
+        assert (await ask(relay, http, "/status")).json()["loop_lag_ms"] >= 1000
+
+    play(scenario)
 
 
 def test_metrics_have_the_names_and_labels_of_the_guide() -> None:
@@ -99,6 +147,9 @@ def test_metrics_have_the_names_and_labels_of_the_guide() -> None:
             'shadowmesh_relay_frames_total{region="us-east-1"} 2.0',
             'shadowmesh_relay_frames_dropped{region="us-east-1"} 1.0',
             'shadowmesh_relay_bytes_relayed{region="us-east-1"} 38.0',
+            'shadowmesh_relay_bytes_received_total{region="us-east-1"} 78.0',
+            'shadowmesh_relay_joins_total{region="us-east-1"} 2.0',
+            'shadowmesh_relay_accepts_total{region="us-east-1"} 2.0',
             'shadowmesh_relay_drops_total{reason="not_here",region="us-east-1"} 1.0',
             'shadowmesh_relay_drops_total{reason="queue_full",region="us-east-1"} 0.0',
             'shadowmesh_relay_frames_relayed_total{region="us-east-1"} 1.0',
@@ -109,6 +160,21 @@ def test_metrics_have_the_names_and_labels_of_the_guide() -> None:
             'shadowmesh_relay_latency_ms{quantile="0.5",region="us-east-1"}',
             'shadowmesh_relay_latency_ms{quantile="0.99",region="us-east-1"}',
         ]
+
+    play(scenario)
+
+
+def test_nothing_names_a_client() -> None:
+    async def scenario(relay: Relay, http: httpx.AsyncClient) -> None:
+        async with RelayClient(f"ws://127.0.0.1:{relay.listener.port}/relay?peer_id=test-peer") as client:
+            await client.join(address("a"))
+            assert relay.metrics is not None
+            pages = [(await ask(relay, http, path)).text for path in ("/health", "/ready", "/status")]
+            pages.append((await http.get(f"http://127.0.0.1:{relay.metrics.port}/metrics")).text)
+        names = [public(key(name)).hex()[:8] for name in ("network", "device")]
+        for page in pages:
+            for name in (*names, address("a").hex()[:8], "test-peer", "test/1", "127.0.0.1"):
+                assert name not in page
 
     play(scenario)
 

@@ -202,7 +202,7 @@ async def test_latency_is_sampled(relay: TestRelay) -> None:
 
 def test_default_outbox_holds_more_than_one_tcp_window() -> None:
     drops: Counter[str] = Counter()
-    outbox = Outbox(1000, drops, Memory())
+    outbox = Outbox(Memory(1000, drops))
     for _ in range(6 * 1024 * 1024 // 65_536):
         outbox.push(bytes(65_536), 0.0)
     assert not drops

@@ -14,7 +14,7 @@ from websockets.exceptions import InvalidStatus
 from shadowmesh.relay.connection import CONTROL_ROOM
 from shadowmesh.relay.timing import Timing
 from shadowmesh.testing.relay_client import RelayClient, address, frame, key, public
-from shadowmesh.testing.relay_server import QUICK, TestRelay, running_relay, with_relay
+from shadowmesh.testing.relay_server import TestRelay, with_relay
 from shadowmesh.wire.frame import MAX_FRAME
 
 A, B, C = address("a"), address("b"), address("c")
@@ -131,17 +131,6 @@ async def test_full_of_unjoined_connections_is_503_with_retry_after(relay: TestR
         await connect(relay.url, proxy=None)
     assert refusal.value.response.status_code == 503
     assert int(refusal.value.response.headers["Retry-After"]) > 0
-
-
-@with_relay(max_connections=1)
-async def test_max_connections_counts_joined_ones_and_a_device_keeps_its_place(relay: TestRelay) -> None:
-    async with relay.client() as first, relay.client() as second, relay.client() as again:
-        await first.join(A, device="one")
-        await second.send_join(second.claims([B], device="two"), device="two")
-        assert (await second.closed())[0] == 1013
-        assert (await again.join(A, device="one"))["held"] == [A.hex()]
-        assert (await first.closed())[0] == 4004
-    assert relay.counters.refused["full"] == 1
 
 
 @pytest.mark.parametrize(
@@ -262,16 +251,16 @@ async def test_control_messages_are_rate_limited_and_short(relay: TestRelay) -> 
         assert await other.closed() == (4003, "control message too long")
 
 
-@with_relay()
+@with_relay(write_buffer_size=5000)
 async def test_who_asks_without_reading_the_answers_is_closed(relay: TestRelay) -> None:
     """Answers to control messages are bounded too: no outbox holds them."""
     async with relay.client() as client:
         await client.join(A)
         (connection,) = relay.server.connections
-        connection.write_buffer_size = lambda: MAX_FRAME + CONTROL_ROOM
+        connection.write_buffer_size = lambda: MAX_FRAME + CONTROL_ROOM + 5000
         await client.send({"type": "addresses"})
         await client.next_control("addresses")
-        connection.write_buffer_size = lambda: MAX_FRAME + CONTROL_ROOM + 1
+        connection.write_buffer_size = lambda: MAX_FRAME + CONTROL_ROOM + 5001
         await client.send({"type": "addresses"})
         assert await client.closed() == (1008, "asks without reading the answers")
 
@@ -380,21 +369,3 @@ async def test_silent_clients_are_pinged_and_those_that_answer_are_not_idle(rela
 def test_timers_follow_the_idle_timeout(seconds: int, keepalive: float, dead: float) -> None:
     timing = Timing.for_idle_timeout(seconds)
     assert (timing.keepalive, timing.dead) == (keepalive, dead)
-
-
-def test_drain_tells_clients_when_to_come_back() -> None:
-    async def scenario() -> None:
-        async with running_relay(QUICK) as relay:
-            joined, unjoined = relay.client(), relay.client()
-            async with joined, unjoined:
-                await joined.join(A)
-                await relay.server.drain()
-                drain = await joined.next_control("drain")
-                assert 500 <= drain["reconnect_after_ms"] <= 3000
-                assert (await joined.closed())[0] == 1012
-                assert (await unjoined.closed())[0] == 1012
-                with pytest.raises(InvalidStatus) as refusal:
-                    await connect(relay.url, proxy=None)
-                assert refusal.value.response.status_code == 503
-
-    asyncio.run(scenario())

@@ -7,17 +7,15 @@ import contextlib
 import os
 import resource
 import socket
-import ssl
 import struct
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from shadowmesh.errors import StartError
 from shadowmesh.net import server as server_module
 from shadowmesh.net import websocket
-from shadowmesh.net.client import ConnectFailed, connect
+from shadowmesh.net.client import connect
 from shadowmesh.net.server import Reject, Request, serve
 from shadowmesh.net.websocket import WebSocket
 from shadowmesh.testing.websocket import BINARY, UPGRADE, RawPeer, Recorder, drive, frame, serving, until
@@ -195,13 +193,29 @@ def test_connections_without_a_request_are_bounded(monkeypatch: pytest.MonkeyPat
             for peer in (joined, *peers):
                 await peer.close()
 
-        monkeypatch.setattr(server_module, "MAX_PENDING_PER_SOURCE", 2)
-        monkeypatch.setattr(server_module, "_is_loopback", lambda host: False)
+    drive(main)
+
+
+def test_connections_without_a_request_are_bounded_per_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "MAX_PENDING_PER_SOURCE", 2)
+
+    async def main() -> None:
         async with serving(accept_all) as server:
+            peers = [await RawPeer.dial(server.port) for _ in range(3)]  # loopback is excepted
+            await until(lambda: server.accepted == len(server._pending) == 3)
+            for peer in peers:
+                await peer.close()
+            await until(lambda: not server._pending_from)
+
+            monkeypatch.setattr(server_module, "_is_loopback", lambda host: False)
             peers = [await RawPeer.dial(server.port) for _ in range(3)]
             await peers[2].eof()
             assert server.pending_refused == 1
-            for peer in peers:
+            server.trusted = lambda host: host == "127.0.0.1"
+            proxied = await RawPeer.upgraded(server.port)
+            assert server.pending_refused == 1
+            assert server.accepted == 7
+            for peer in (proxied, *peers):
                 await peer.close()
             await until(lambda: not server._pending_from)
 
@@ -300,77 +314,3 @@ def test_loop_that_ends_with_connections_leaves_nothing_behind() -> None:
         await server.wait_closed()
 
     drive(main)
-
-
-@pytest.fixture
-def certificate(tmp_path: Path) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """TLS settings of a server on 127.0.0.1 and of a client that trusts it."""
-    from datetime import UTC, datetime, timedelta
-    from ipaddress import ip_address
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "relay")])
-    now = datetime.now(UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(1)
-        .not_valid_before(now - timedelta(days=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = tmp_path / "relay.pem"
-    pem.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        + made.public_bytes(serialization.Encoding.PEM)
-    )
-    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    server.load_cert_chain(pem)
-    return server, ssl.create_default_context(cafile=pem)
-
-
-def test_tls(certificate: tuple[ssl.SSLContext, ssl.SSLContext], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(websocket, "CLOSE_SECONDS", 0.1)
-
-    async def main() -> None:
-        ours: list[Recorder] = []
-
-        def upgrade(request: Request) -> WebSocket:
-            ours.append(Recorder())
-            return ours[-1]
-
-        async with serving(upgrade, certificate[0]) as server:
-            url = f"wss://127.0.0.1:{server.port}/relay"
-            ws = Recorder()
-            await connect(url, ws, max_frame=131072, ssl=certificate[1])
-            for size in (1, 8192, 131072):
-                ws.send_binary(bytes(size))
-                ours[0].send_binary(bytes(size))
-            await until(lambda: len(ws.messages) == len(ours[0].messages) == 3)
-            ws.send_binary(bytes(131073))
-            await until(lambda: ws.closed == [(1009, "message too long")])
-
-            with pytest.raises(
-                ConnectFailed, match=r"certificate of 127\.0\.0\.1:.* is not valid: self-signed"
-            ):
-                await connect(url, Recorder(), max_frame=131072)
-            with pytest.raises(ConnectFailed, match="closed the connection without an answer"):
-                await connect(url.replace("wss", "ws"), Recorder(), max_frame=131072)
-            silent = await RawPeer.dial(server.port)
-            await until(lambda: server._alive >= 1)
-            server.close()
-            await silent.eof()
-            await silent.close()
-
-    # aiofastnet reports handshakes that break off to the loop's exception handler.
-    drive(main, errors=None)

@@ -224,7 +224,7 @@ def test_read_buffer_is_bounded() -> None:
     async def main() -> None:
         ws = Recorder(joined=False)
         async with raw(ws) as peer:
-            assert buffer_size(ws) == 4608
+            assert buffer_size(ws) == 2304
             for _ in range(20):
                 peer.send(frame(TEXT, bytes(EARLY_LIMIT)))
             await until(lambda: len(ws.messages) == 20)
@@ -237,6 +237,49 @@ def test_read_buffer_is_bounded() -> None:
             await until(lambda: len(ws.messages) == 100)
             assert ws._protocol is not None
             assert buffer_size(ws) == ws._protocol._size == 147_456
+
+    drive(main)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "first"),
+    [(1, 2304), (4096, 2304), (4608, 4608), (65_536, 36_864), (147_456, 147_456), (2**24, 147_456)],
+)
+def test_first_read_buffer(wanted: int, first: int) -> None:
+    async def main() -> None:
+        sockets = [Recorder(), Recorder()]
+        waiting = list(sockets)
+        async with serving(lambda request: waiting.pop(0), read_buffer_size=wanted) as server:
+            peer = await RawPeer.upgraded(server.port)
+            assert buffer_size(sockets[0]) == first
+            server.read_buffer_size = 9216
+            other = await RawPeer.upgraded(server.port)
+            assert (buffer_size(sockets[0]), buffer_size(sockets[1])) == (first, 9216)
+            peer.send(frame(BINARY, bytes(MAX_FRAME)) * 3)
+            await until(lambda: len(sockets[0].messages) == 3)
+            assert buffer_size(sockets[0]) == 147_456
+            await peer.close()
+            await other.close()
+
+    drive(main)
+
+
+def test_small_read_buffer_grows_with_the_traffic() -> None:
+    """So that a small one costs no speed; and an idle connection stays small."""
+
+    async def main() -> None:
+        ws = Recorder()
+        async with raw(ws) as peer:
+            peer.send(frame(BINARY, bytes(1000)))
+            await until(lambda: ws.messages)
+            assert buffer_size(ws) == 2304
+            assert ws._protocol is not None
+            while ws._protocol._size < 36_864:
+                peer.send(frame(BINARY, bytes(1000)) * 200)
+                await peer.writer.drain()
+            peer.send(frame(BINARY, bytes(1000)) * 2000 + frame(TEXT, b"end"))
+            await until(lambda: ws.messages[-1] == "end")
+            assert buffer_size(ws) == 36_864
 
     drive(main)
 

@@ -1,4 +1,4 @@
-"""`bench e2e` as a program: that it measures every subject installed here, and that nothing is left of it."""
+"""The benchmarks as programs: that they measure every subject installed here, and that nothing is left."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ pytestmark = pytest.mark.netns
 
 ROOT = Path(__file__).parents[2]
 E2E = [sys.executable, "-m", "bench.e2e", "--quick"]
+RELAY = [sys.executable, "-m", "bench.relay", "--quick"]
 # Only what scripts/setup installs has to be there; other subjects and measures run where their programs are.
 HERE = [name for name, subject in SUBJECTS.items() if not environment.missing_packages(subject.tools)]
 MEASURED = [name for name, measure in MEASURES.items() if not environment.missing_packages(measure.tools)]
@@ -55,12 +56,27 @@ def processes(text: str) -> list[int]:
 
 def run(tmp_path: Path, subjects: list[str], measures: list[str]) -> dict[str, dict[str, list[float]]]:
     """The values of a quick run that must have had no failure."""
-    argv = [*E2E, "--output", str(tmp_path), "--only", ",".join(subjects), "--measures", ",".join(measures)]
+    values = values_of(E2E, "e2e-cubic", tmp_path, subjects, measures)
+    assert (tmp_path / "e2e-cubic.svg").read_text().startswith("<svg")
+    return values
+
+
+def values_of(
+    command: list[str], file: str, tmp_path: Path, subjects: list[str], measures: list[str]
+) -> dict[str, dict[str, list[float]]]:
+    argv = [
+        *command,
+        "--output",
+        str(tmp_path),
+        "--only",
+        ",".join(subjects),
+        "--measures",
+        ",".join(measures),
+    ]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / "e2e-cubic.md").read_text() in done.stdout
-    assert (tmp_path / "e2e-cubic.svg").read_text().startswith("<svg")
-    facts = json.loads((tmp_path / "e2e-cubic.json").read_text())
+    assert (tmp_path / f"{file}.md").read_text() in done.stdout
+    facts = json.loads((tmp_path / f"{file}.json").read_text())
     assert facts["errors"] == []
     values: dict[str, dict[str, list[float]]] = facts["values"]
     return values
@@ -82,6 +98,28 @@ def test_every_subject_carries_tcp(tmp_path: Path) -> None:
     for name, numbers in values.items():
         assert numbers["tcp1"][0] > 0, name
         assert ("ping" in numbers) is not SUBJECTS[name].only_tcp
+
+
+def test_every_measure_of_the_relay_gives_its_numbers(tmp_path: Path) -> None:
+    measures = ["pair", "pairs", "peers", "mixed", "memory"]
+    values = values_of(RELAY, "relay", tmp_path, ["shadowmesh"], measures)["shadowmesh"]
+    for load in ("pair", "pairs", "peers"):
+        for payload in (64, 1434, 16384, 65536):
+            for name in ("frames", "gbit", "cpu", "frames per cpu", "half p50", "half p99", "half cpu"):
+                assert values[f"{load} {payload} {name}"][0] > 0, (load, payload, name)
+    for name in ("gbit", "bulk p99", "small p99"):
+        assert values[f"mixed {name}"][0] > 0
+    for count in (20, 50):
+        assert 5 < values[f"idle {count}"][0] < 50
+
+
+@pytest.mark.skipif("proxy" not in HERE, reason="nginx is not installed")
+def test_the_relay_is_compared_with_nginx(tmp_path: Path) -> None:
+    values = values_of(RELAY, "relay", tmp_path, ["shadowmesh", "proxy"], ["pair"])
+    assert values["proxy"]["pair 65536 gbit"][0] > 0
+    # The proxy gets the relay's half load.
+    own, other = (values[name]["pair 65536 half frames"][0] for name in ("shadowmesh", "proxy"))
+    assert own / 3 < other < own * 3
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)

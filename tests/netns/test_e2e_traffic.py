@@ -177,7 +177,7 @@ def test_health_status_and_metrics_as_the_guide_has_them(lab: Lab) -> None:
     keys = ["status", "uptime", "connections", "max_connections", "utilization_pct", "region", "server_name"]
     for answer in (health, status):
         assert answer is not None
-        assert list(answer) == keys
+        assert list(answer)[:7] == keys
         assert answer["connections"] == 3
         assert answer["status"] == "healthy"
     code, metrics = lab.relay.get("/metrics", guide.METRICS_PORT)

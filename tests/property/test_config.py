@@ -9,7 +9,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shadowmesh.config import Loaded, parse_client_config, parse_relay_config
+from shadowmesh.config import Loaded, normal_origin, parse_client_config, parse_relay_config
 from shadowmesh.errors import ConfigError
 
 KEY = "9f2c4e6a81b3d5f7092b4d6f8193a5c7e9fb0d1f31537597b9dbfd1e3f507294"
@@ -62,6 +62,9 @@ PIECES = st.sampled_from(
             b"local_ip: [[]]",
             b"\npeers: ",
             b"/0",
+            b"\ntls: {cert_file: /a, key_file: b}",
+            b"\ntrusted_proxies: [::1/0, 10.0.0.1/8]",
+            b"\nallowed_origins: [https://a:443, null]",
         ),
     ]
 )
@@ -105,6 +108,25 @@ def test_mutated_guide_files(content: bytes, edits: list[tuple[int, int, bytes]]
     for start, length, piece in edits:
         content = content[:start] + piece + content[start + length :]
     check(content)
+
+
+@given(
+    st.one_of(
+        st.text(max_size=80),
+        st.builds("{}://{}".format, st.text(max_size=6), st.text(max_size=40)),
+        st.from_regex(r"https?://[A-Z0-9.:\[\]_-]{1,40}", fullmatch=True),
+    )
+)
+def test_a_normal_origin_stays_as_it_is(origin: str) -> None:
+    """An Origin header is a stranger's text: ValueError, or a form that is its own and fits one line."""
+    try:
+        normal = normal_origin(origin)
+    except ValueError:
+        return
+    assert normal_origin(normal) == normal == normal.lower()
+    assert normal.isascii()
+    assert normal.isprintable()
+    assert not set(normal) & set(" ,*?#@")
 
 
 @given(

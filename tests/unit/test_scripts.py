@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -72,7 +73,7 @@ def test_pin_is_executable_and_plain_sh() -> None:
 
 def test_another_argument_is_refused(tree: Path) -> None:
     done = subprocess.run([tree / "scripts/setup", "all"], check=False, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (2, "usage: ./scripts/setup [run|lab]\n")
+    assert (done.returncode, done.stderr) == (2, "usage: ./scripts/setup [run|lab|test]\n")
 
 
 def pins(name: str) -> set[str]:
@@ -88,3 +89,22 @@ def test_the_pins_for_development_hold_those_that_run() -> None:
     run, build, dev = pins("run.txt"), pins("build.txt"), pins("dev.txt")
     assert len(run) > 10
     assert run | build < dev
+
+
+def test_wscat_is_pinned_with_hashes_and_without_download_urls() -> None:
+    directory = ROOT / "tests/guide/wscat"
+    wanted = json.loads((directory / "package.json").read_text())["dependencies"]
+    packages = json.loads((directory / "package-lock.json").read_text())["packages"]
+    assert packages.pop("")["dependencies"] == wanted
+    assert all(re.fullmatch(r"[\d.]+", version) for version in wanted.values())
+    assert all(package["integrity"].startswith("sha512-") for package in packages.values())
+    assert not any("resolved" in package for package in packages.values())
+
+
+def test_who_asks_for_what() -> None:
+    """A demo on a fresh machine takes two minutes at most; nginx, Prometheus and npm are for the tests."""
+    asked = {
+        name: re.findall(r"/?setup\"? (\w+)", (ROOT / "scripts" / name).read_text())
+        for name in ("demo", "bench", "test")
+    }
+    assert asked == {"demo": ["lab"], "bench": ["lab"], "test": ["test"]}

@@ -9,12 +9,15 @@ import errno
 import importlib
 import os
 import secrets
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from shadowmesh import __version__
-from shadowmesh.errors import ConfigError, ShadowMeshError
+from shadowmesh.errors import ConfigError, ShadowMeshError, StartError
+
+if TYPE_CHECKING:
+    from shadowmesh.config import Tls
 
 _ELSEWHERE = {"demo": "shadowmesh.cli.demo"}  # command -> module that has it under the same name
 
@@ -78,7 +81,7 @@ def check_config(kind: str | None, file: str) -> None:
     """Check a configuration file.
 
     Prints every mistake with its place, and ends with status 2 if there is one. Without an option the keys of
-    FILE say whether it is a relay's or a client's.
+    FILE say whether it is a relay's or a client's. Certificate and key of a relay are loaded, too.
     """
     from shadowmesh.config import (
         ClientConfig,
@@ -101,9 +104,22 @@ def check_config(kind: str | None, file: str) -> None:
     kind = "client"
     if isinstance(loaded.config, RelayConfig):
         kind = "relay"
+        if loaded.config.tls is not None:
+            _check_certificate(file, loaded.config.tls)
         if unused := loaded.config.without_effect:
             click.echo(f"note: no effect yet in this version: {', '.join(unused)}", err=True)
     click.echo(f"{file}: ok ({kind} configuration)")
+
+
+def _check_certificate(file: str, tls: Tls) -> None:
+    from shadowmesh.net.tls import Certificate
+
+    try:
+        certificate = Certificate(tls.cert_file, tls.key_file)
+    except StartError as error:
+        raise ConfigError([f"{file}: {error}"]) from None
+    for warning in certificate.warnings:
+        click.echo(f"warning: {file}: {warning}", err=True)
 
 
 def main() -> None:

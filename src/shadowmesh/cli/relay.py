@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import cast
 
 from shadowmesh.cli.arguments import configuration_file
 from shadowmesh.errors import ConfigError, StartError
@@ -27,16 +28,16 @@ def main(argv: list[str] | None = None) -> None:
         print(error, file=sys.stderr)
         sys.exit(2)
 
-    from shadowmesh.observe.logging import configure, get_logger
+    from shadowmesh.observe.logging import Style, configure, get_logger
 
-    configure(loaded.config.log_level)
+    configure(loaded.config.log_level, cast(Style, loaded.config.log_format))
     for warning in loaded.warnings:
         get_logger("config").warning(warning)
 
-    from shadowmesh.relay.app import run
+    from shadowmesh.relay.program import run
 
     try:
-        run(loaded)
+        run(loaded, file)
     except StartError as error:
         print(f"shadowmesh-relay: {error}", file=sys.stderr)
         sys.exit(1)

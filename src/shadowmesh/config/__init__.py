@@ -1,6 +1,6 @@
 """Configuration: YAML files to validated frozen models; mistakes told as `file:line:column: key: what`."""
 
-from shadowmesh.config.address import HostPort, IPAddress, IPInterface, IPNetwork, RelayUrl
+from shadowmesh.config.address import HostPort, IPAddress, IPInterface, IPNetwork, RelayUrl, normal_origin
 from shadowmesh.config.client import ClientConfig, Route
 from shadowmesh.config.loader import (
     Loaded,
@@ -10,7 +10,7 @@ from shadowmesh.config.loader import (
     parse_client_config,
     parse_relay_config,
 )
-from shadowmesh.config.relay import RelayConfig
+from shadowmesh.config.relay import RelayConfig, Tls
 from shadowmesh.config.secret import SecretKey
 
 __all__ = [
@@ -24,9 +24,11 @@ __all__ = [
     "RelayUrl",
     "Route",
     "SecretKey",
+    "Tls",
     "load_client_config",
     "load_config",
     "load_relay_config",
+    "normal_origin",
     "parse_client_config",
     "parse_relay_config",
 ]

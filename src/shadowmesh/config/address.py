@@ -39,6 +39,7 @@ _UNUSABLE: tuple[tuple[IPNetwork, str], ...] = tuple(
     )
 )
 _SHORTEST_PREFIX = 8  # 10.0.0.0/8 and fd00::/8 are the largest private ranges
+_WEB_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
 
 class HostPort(NamedTuple):
@@ -176,6 +177,45 @@ def _split(authority: str, example: str) -> tuple[str, int | None]:
     if host.startswith("["):
         host = str(_ip(host[1:-1], "only an IPv6 address stands in brackets"))
     return host, int(port) if colon else None
+
+
+def normal_origin(origin: str) -> str:
+    """An origin (RFC 6454) in the one form to compare: lower case, IPv6 shortest, no default port.
+
+    Raises ValueError for everything else, `null` among it.
+    """
+    scheme, separator, authority = origin.lower().partition("://")
+    if not separator or not re.fullmatch("[a-z][a-z0-9+.-]*", scheme):
+        raise ValueError(f"{shown(origin)} is not an origin; write one such as https://app.example.com")
+    host, port = _split(authority, "https://app.example.com")
+    if scheme in _WEB_PORTS:
+        host = host_name(host)
+    elif not re.fullmatch("[a-z0-9._-]+", host):  # an extension's or a program's own: any opaque name
+        raise ValueError(f"{shown(host)} is not the host of an origin")
+    where = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{where}" + ("" if port in (None, _WEB_PORTS.get(scheme)) else f":{port}")
+
+
+def trusted_proxy(value: object) -> IPNetwork:
+    """One proxy or a network of them: `127.0.0.1`, `10.0.0.0/24`, `fd00::/64`."""
+    literal = text(value)
+    address, slash, length = literal.partition("/")
+    ip = _ip(address, "write that of a proxy, such as 127.0.0.1 or 10.0.0.0/24")
+    if slash and not (re.fullmatch("[0-9]{1,3}", length) and int(length) <= ip.max_prefixlen):
+        raise ValueError(f"/{shown(length)[1:-1]} is not a prefix length; write one up to {ip.max_prefixlen}")
+    network = ip_network(literal, strict=False)
+    if network.prefixlen < _SHORTEST_PREFIX:
+        raise ValueError(
+            f"{literal} trusts so many addresses that others could choose the one they are counted by; "
+            "write those of your proxies"
+        )
+    if network.network_address != ip:
+        raise ValueError(f"{literal} has bits set behind its prefix; write {network}, or {ip} alone")
+    if isinstance(ip, IPv6Address) and (ipv4 := ip.ipv4_mapped):
+        raise ValueError(f"{literal} is an IPv4 address written as IPv6; write {ipv4}")
+    if ip.is_unspecified or ip.is_multicast:
+        raise ValueError(f"{literal} is no address that a proxy can have; write one such as 127.0.0.1")
+    return network
 
 
 def host_port(value: object) -> HostPort:

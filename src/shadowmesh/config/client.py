@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from ipaddress import ip_network
-from pathlib import PurePath
 from typing import Annotated, Literal, cast
 
 from pydantic import (
@@ -35,7 +34,18 @@ from shadowmesh.config.address import (
     relay_url,
 )
 from shadowmesh.config.secret import SecretKey, network_key
-from shadowmesh.config.values import Model, Problems, choice, flag_only, label, level, shown, text, whole
+from shadowmesh.config.values import (
+    Model,
+    Problems,
+    absolute,
+    choice,
+    flag_only,
+    label,
+    level,
+    shown,
+    text,
+    whole,
+)
 from shadowmesh.config.yaml import KEY, Path
 
 _MOST_ADDRESSES = 8  # an info record has no room for more (protocol, section 4)
@@ -65,13 +75,6 @@ def _no_peer_address(value: object) -> str:
     if text(value):
         raise ValueError('a fixed peer address is not built yet in this version; write ""')
     return ""
-
-
-def _directory(value: object) -> str:
-    path = text(value)
-    if not PurePath(path).is_absolute():
-        raise ValueError(f"{shown(path)} is not an absolute path; write one such as /var/lib/shadowmesh")
-    return path
 
 
 def _one_or_list(value: object) -> object:
@@ -123,7 +126,7 @@ class DaemonConfig(Model):
 
     listen_address: Annotated[HostPort, PlainValidator(host_port)] = HostPort("127.0.0.1", 9090)
     log_level: Annotated[str, PlainValidator(level)] = "info"
-    state_directory: Annotated[str, PlainValidator(_directory)] = "/var/lib/shadowmesh"
+    state_directory: Annotated[str, PlainValidator(absolute("/var/lib/shadowmesh"))] = "/var/lib/shadowmesh"
 
 
 class Route(Model):

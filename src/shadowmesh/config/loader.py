@@ -156,7 +156,8 @@ def _with_sections(document: Document, model: type[Model]) -> dict[str, object]:
     """The data with all sections there, so that a missing one is reported by the keys it lacks."""
     data = dict(document.data)
     for name, field in model.model_fields.items():
-        if _is_model(field.annotation) and data.get(name) is None:
+        optional = not _is_model(field.annotation)  # counts when its key is there, if only without values
+        if data.get(name) is None and _section(model, name) and (name in data or not optional):
             data[name] = {}
     return data
 

@@ -1,18 +1,18 @@
-"""The relay's configuration: the guide's keys, its values as defaults, and four optional keys of ours."""
+"""The relay's configuration: the guide's keys, its values as defaults, and optional keys of ours."""
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 from pydantic import Field, PlainValidator, ValidationInfo, field_validator
 
-from shadowmesh.config.address import bind_ip, host_name
+from shadowmesh.config.address import IPNetwork, bind_ip, host_name, normal_origin, trusted_proxy
 from shadowmesh.config.values import (
     Model,
     Problems,
+    absolute,
+    choice,
     flag,
-    flag_only,
     hex32,
     label,
     level,
@@ -25,21 +25,48 @@ from shadowmesh.config.yaml import Path
 # For each port: the key that says on which address it listens.
 _BIND = {"relay_port": "bind_address", "health_port": "health_bind", "metrics_port": "metrics_bind"}
 _EVERY_ADDRESS = (None, "0.0.0.0", "::")  # noqa: S104 - compared, not bound
-_WITHOUT_EFFECT = ("worker_threads", "read_buffer_size", "write_buffer_size", "allowed_origins")
+_WITHOUT_EFFECT = ("worker_threads",)
+_MOST_PROXIES = 64
+
+# What a relay set so means for the people who use it.
+_CAUTIONS = {
+    ("zero_knowledge", False): "the log shows clients' IP addresses and whole device and network ids",
+    ("frame_logging", True): "the log shows which devices exchange frames, when and how large; no content",
+    ("log_routing", True): "the log shows which device holds which address, and what was not delivered",
+}
+_ANY_ORIGIN = '"*" lets any web page connect from a visitor\'s browser; [] lets none (daemons always may)'
 
 
 def _origin(value: object) -> str:
     origin = text(value)
-    if not re.fullmatch(r"\*|[A-Za-z][A-Za-z0-9+.-]*://[^/\s?#@]+", origin):
-        raise ValueError(
-            f'{shown(origin)} is not an origin; write "*" or one such as "https://app.example.com"'
-        )
-    return origin
+    if origin == "*":
+        return origin
+    if "*" in origin:
+        raise ValueError(f'{shown(origin)} has a "*", which stands only alone; write each origin by itself')
+    scheme, separator, rest = origin.partition("://")
+    if scheme.lower() in ("ws", "wss"):
+        page = scheme.lower().replace("ws", "http")
+        raise ValueError(f"an origin is where the page is from; write {page}:// instead of {scheme}://")
+    if separator and "/" in rest:
+        page = f"{scheme}://{rest.partition('/')[0]}"
+        raise ValueError(f"{shown(origin)} is not an origin, which ends before the path; write {shown(page)}")
+    return normal_origin(origin)
 
 
 Bind = Annotated[str | None, PlainValidator(bind_ip)]
 Port = Annotated[int, PlainValidator(whole(1, 65535))]
 BufferSize = Annotated[int, PlainValidator(whole(1, 16 * 1024 * 1024))]
+
+
+class Tls(Model):
+    """`tls:` the relay port's certificate (with its chain) and key, PEM files by absolute path."""
+
+    cert_file: Annotated[str, PlainValidator(absolute("/etc/shadowmesh/fullchain.pem"))] = Field(
+        examples=["/etc/shadowmesh/fullchain.pem"]
+    )
+    key_file: Annotated[str, PlainValidator(absolute("/etc/shadowmesh/privkey.pem"))] = Field(
+        examples=["/etc/shadowmesh/privkey.pem"]
+    )
 
 
 class RelayConfig(Model):
@@ -56,31 +83,29 @@ class RelayConfig(Model):
     health_port: Port = Field(default=8080, validate_default=True)
     metrics_port: Port = Field(default=9090, validate_default=True)
 
+    tls: Tls | None = None
+    trusted_proxies: tuple[Annotated[IPNetwork, PlainValidator(trusted_proxy)], ...] = Field(
+        default=(), max_length=_MOST_PROXIES
+    )
+
     max_connections: Annotated[int, PlainValidator(whole(1, 100_000))] = 1000
     connection_timeout: Annotated[int, PlainValidator(whole(5, 86_400))] = 300
+    drain_window: Annotated[int, PlainValidator(whole(0, 600))] = 3
     queue_size: Annotated[int, PlainValidator(whole(1, 1_000_000))] = 1000
     worker_threads: Annotated[int, PlainValidator(whole(1, 1024))] = 4
     read_buffer_size: BufferSize = 4096
     write_buffer_size: BufferSize = 4096
 
-    zero_knowledge: Annotated[
-        bool,
-        PlainValidator(
-            flag_only(True, "a relay that logs client addresses is not built yet in this version")
-        ),
-    ] = True
-    frame_logging: Annotated[
-        bool, PlainValidator(flag_only(False, "frame logging is not built yet in this version"))
-    ] = False
+    zero_knowledge: Annotated[bool, PlainValidator(flag)] = True
+    frame_logging: Annotated[bool, PlainValidator(flag)] = False
     allowed_origins: tuple[Annotated[str, PlainValidator(_origin)], ...] = ("*",)
     allowed_networks: tuple[Annotated[bytes, PlainValidator(hex32)], ...] = ()
     public_names: tuple[Annotated[str, PlainValidator(host_name)], ...] = ()
 
+    log_format: Annotated[str, PlainValidator(choice("auto", "console", "json"))] = "auto"
     log_level: Annotated[str, PlainValidator(level)] = "info"
     log_connections: Annotated[bool, PlainValidator(flag)] = True
-    log_routing: Annotated[
-        bool, PlainValidator(flag_only(False, "logging of routes is not built yet in this version"))
-    ] = False
+    log_routing: Annotated[bool, PlainValidator(flag)] = False
 
     @field_validator("health_port", "metrics_port", mode="after")
     @classmethod
@@ -106,8 +131,8 @@ class RelayConfig(Model):
         return tuple(name for name in _WITHOUT_EFFECT if name in self.model_fields_set)
 
     def cautions(self) -> list[tuple[Path, str]]:
-        """A file without the two names would show up as the guide's relay in every metric."""
-        return [
+        """What the operator should know: whose names are shown, what the log tells, who may connect."""
+        found: list[tuple[Path, str]] = [
             (
                 (name,),
                 f'is not in the file, so the guide\'s "{getattr(self, name)}" is shown; add a line for it',
@@ -115,7 +140,16 @@ class RelayConfig(Model):
             for name in ("region", "server_name")
             if name not in self.model_fields_set
         ]
+        found += [
+            ((name,), words) for (name, set_so), words in _CAUTIONS.items() if getattr(self, name) is set_so
+        ]
+        if "*" in self.allowed_origins:
+            by_default = (
+                "" if "allowed_origins" in self.model_fields_set else "is not in the file; its default "
+            )
+            found.append((("allowed_origins",), by_default + _ANY_ORIGIN))
+        return found
 
 
-LATER = frozenset({"auth", "tls", "trusted_proxies"})
+LATER = frozenset({"auth"})
 """Keys of later versions: refused as not built yet, not as unknown."""

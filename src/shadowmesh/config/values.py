@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import PurePath
 
 from pydantic import BaseModel, ConfigDict
 
@@ -105,6 +106,18 @@ def choice(*names: str) -> Callable[[object], str]:
         if word.lower() not in names:
             raise ValueError(f"{shown(word)} is not known here; write one of {', '.join(names)}")
         return word.lower()
+
+    return parse
+
+
+def absolute(example: str) -> Callable[[object], str]:
+    """Parser of an absolute path, for a service has no working directory to count from."""
+
+    def parse(value: object) -> str:
+        path = text(value)
+        if not PurePath(path).is_absolute():
+            raise ValueError(f"{shown(path)} is not an absolute path; write one such as {example}")
+        return path
 
     return parse
 

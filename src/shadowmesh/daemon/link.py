@@ -157,6 +157,7 @@ class RelayLink:
                 ws,
                 max_frame=frame.MAX_FRAME,
                 subprotocol=control.SUBPROTOCOL,
+                headers={control.REJOIN_HEADER: "1"} if self.connects else None,
                 timeout=CONNECT_SECONDS,
             )
         except ConnectFailed as failure:
@@ -437,4 +438,6 @@ def _in_words(code: int | None, reason: str) -> str:
         1012: "the relay stops or restarts",
         1013: "the relay is full",
     }.get(code, f"the relay closed the connection ({code})")
-    return f"{words}: {control.printable(reason, 123)}" if reason and code != 1012 else words
+    return (
+        f"{words}: {control.printable(reason, 123)}" if reason not in ("", words) and code != 1012 else words
+    )

@@ -9,7 +9,7 @@ import socket
 from functools import partial
 from http.client import responses
 from itertools import zip_longest
-from ssl import SSLCertVerificationError, SSLContext, SSLError, create_default_context
+from ssl import PROTOCOL_TLS_CLIENT, SSLCertVerificationError, SSLContext, SSLError
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,7 +17,8 @@ import aiofastnet
 from picows import WSError, WSHandshakeError
 
 from shadowmesh.errors import LocalProtocolError, ShadowMeshError
-from shadowmesh.net.websocket import Protocol, WebSocket
+from shadowmesh.net.protocol import TLS_OPTIONS, Protocol
+from shadowmesh.net.websocket import WebSocket
 from shadowmesh.wire.control import printable
 
 NOT_A_RELAY = "the server answers, but it is no ShadowMesh relay"
@@ -93,11 +94,12 @@ async def connect(
             late = f"{where} accepts connections, but does not answer in time: "
             late += "does it speak TLS, or is it ws://?" if secure else "is it a relay?"
             await aiofastnet.create_connection(
-                loop,
+                protocol.for_tls(loop) if secure else loop,
                 lambda: protocol,
                 sock=connection,
-                ssl=(ssl or create_default_context()) if secure else None,
+                ssl=(ssl or _default_tls()) if secure else None,
                 server_hostname=host if secure else None,
+                **(TLS_OPTIONS if secure else {}),
             )
             await protocol.wait_until_handshake_complete()
         # picows ends the wait without an exception when the connection is lost during it.
@@ -106,10 +108,21 @@ async def connect(
     except BaseException as exc:
         if protocol.transport is not None:
             protocol.transport.disconnect(graceful=False)
+        elif secure and isinstance(exc, ConnectionResetError):
+            exc = ConnectFailed(f"{where} breaks off TLS: does it speak TLS, or is it ws://?")
         failure = _in_words(exc, where, host, late)
         if failure is None:
             raise
         raise failure from None
+
+
+def _default_tls() -> SSLContext:
+    """The system's certificates. ssl.create_default_context would also write the keys of each connection to
+    $SSLKEYLOGFILE, which with aiofastnet is the end of the process.
+    """
+    context = SSLContext(PROTOCOL_TLS_CLIENT)
+    context.load_default_certs()
+    return context
 
 
 async def _dial(loop: asyncio.AbstractEventLoop, found: list[Any]) -> socket.socket:

@@ -2,16 +2,21 @@
 
 The accept path is our own because picows shows its upgrade factory no peer address. Connections that have not
 sent their upgrade request yet are unknown to everybody else, so they are bounded here: in time, in all, and
-per source.
+per source. picows and OpenSSL get a connection only with its first byte, which tells TLS (22) from all else:
+who is silent costs a socket and no more, and who speaks the wrong one of both hears so at once.
+
+TLS costs the server a signature for each connection: a few handshakes are begun in each turn of the event
+loop, so that a crowd that comes back does not stop the frames of those who are there. A handshake that fails
+is counted and not logged; anybody can cause one.
 """
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from asyncio import AbstractEventLoop, Task
+from asyncio import AbstractEventLoop, Task, TimerHandle
 from base64 import b64decode
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,7 +29,8 @@ import aiofastnet
 from picows import WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithListener
 
 from shadowmesh.net.listen import listen
-from shadowmesh.net.websocket import EARLY_LIMIT, Protocol, WebSocket, host_port
+from shadowmesh.net.protocol import READ_BUFFER, TLS_OPTIONS, Protocol, host_port
+from shadowmesh.net.websocket import EARLY_LIMIT, WebSocket
 
 UPGRADE_SECONDS = 10.0
 ACCEPTS_PER_WAKEUP = 64
@@ -33,7 +39,16 @@ ACCEPT_PAUSE = 0.2
 MAX_PENDING = 1024
 """Connections without an upgrade request yet; the oldest goes when there are more."""
 MAX_PENDING_PER_SOURCE = 64
-"""The same per source address, loopback (a reverse proxy) excepted; the newest is refused."""
+"""The same per source address, loopback and `Server.trusted` (reverse proxies) excepted; the newest is
+refused."""
+HANDSHAKES_PER_TURN = 4
+"""TLS handshakes begun in one turn of the event loop; each takes 0.5 to 5 ms, depending on the key."""
+_TLS_HELLO = b"\x16"  # RFC 8446 section 5.1: a record of type handshake
+_WORDS = b"This port speaks TLS: wss:// or https://\n"
+_SPEAK_TLS = (
+    b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Type: text/plain\r\n"
+    b"Content-Length: %d\r\n\r\n%b" % (len(_WORDS), _WORDS)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +72,10 @@ class Reject:
 
 
 class Server:
-    """A listening WebSocket server; made by `serve`."""
+    """A listening WebSocket server; made by `serve`.
+
+    `ssl`, `read_buffer_size` and `trusted` may be changed at any time; new connections get them.
+    """
 
     def __init__(
         self,
@@ -65,21 +83,32 @@ class Server:
         upgrade: Callable[[Request], WebSocket | Reject],
         max_frame: int,
         ssl: SSLContext | None,
+        read_buffer_size: int,
     ) -> None:
         self.port: int = listener.getsockname()[1]
+        self.max_frame = max_frame
+        self.ssl = ssl
+        """TLS for all new connections, or None for none."""
+        self.read_buffer_size = read_buffer_size
+        """Bytes of the first read buffer, see `first_buffer` of `net.protocol`; it grows as needed."""
+        self.trusted: Callable[[str], bool] = _nobody
+        """Whether this IP is a reverse proxy, through which many come: it may have any number pending."""
         self.connections: set[WebSocket] = set()
         """Those whose upgrade was accepted and which are not lost."""
+        self.accepted = 0
+        """Connections accepted by the kernel for us, whatever became of them."""
         self.accept_errors = 0
         """Failed accept() calls, e.g. out of file descriptors."""
         self.pending_refused = 0
         """Connections closed because too many had not sent their request."""
+        self.tls_failed = 0
+        """Handshakes that failed or were too slow; connections that spoke TLS where it is off, or plainly."""
         self._loop: AbstractEventLoop = asyncio.get_running_loop()
         self._listener: socket.socket | None = listener
         self._upgrade = upgrade
-        self.max_frame = max_frame
-        self._ssl = ssl
-        self._pending: dict[_ServerProtocol, socket.socket] = {}
+        self._pending: dict[_Pending, None] = {}
         self._pending_from: Counter[str] = Counter()
+        self._hellos: deque[_Pending] = deque()
         self._tasks: set[Task[Any]] = set()
         self._all_closed = asyncio.Event()
         self._alive = 0
@@ -92,14 +121,16 @@ class Server:
             self._loop.remove_reader(self._listener)
             self._listener.close()
             self._listener = None
-            while self._pending:
-                self._evict()
+            for pending in list(self._pending):
+                self._drop(pending)
             if not self._alive:
                 self._all_closed.set()
 
     async def wait_closed(self) -> None:
         """Wait until `close` was called and every connection is lost."""
         await self._all_closed.wait()
+
+    # From here on called by the event loop and by _ServerProtocol only.
 
     def _accept(self, listener: socket.socket) -> None:
         for _ in range(ACCEPTS_PER_WAKEUP):
@@ -114,6 +145,7 @@ class Server:
                 self._loop.remove_reader(listener)
                 self._loop.call_later(ACCEPT_PAUSE, self._resume, listener)
                 return
+            self.accepted += 1
             self._admit(connection, host_port(address)[0])
 
     def _resume(self, listener: socket.socket) -> None:
@@ -121,64 +153,122 @@ class Server:
             self._loop.add_reader(listener, self._accept, listener)
 
     def _admit(self, connection: socket.socket, source: str) -> None:
-        if self._pending_from[source] >= MAX_PENDING_PER_SOURCE and not _is_loopback(source):
+        if self._pending_from[source] >= MAX_PENDING_PER_SOURCE and not (
+            _is_loopback(source) or self.trusted(source)
+        ):
             self.pending_refused += 1
             connection.close()
             return
         if len(self._pending) >= MAX_PENDING:
             self.pending_refused += 1
-            self._evict()
-        protocol = _ServerProtocol(self, source)
-        self._pending[protocol] = connection
+            self._drop(next(iter(self._pending)))
+        connection.setblocking(False)
+        pending = _Pending(connection, source)
+        pending.deadline = self._loop.call_later(UPGRADE_SECONDS, self._drop, pending)
+        self._pending[pending] = None
         self._pending_from[source] += 1
         self._alive += 1
+        self._loop.add_reader(connection, self._first_byte, pending)
+
+    def _first_byte(self, pending: _Pending) -> None:
+        connection = pending.connection
+        try:
+            head = connection.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return
+        except OSError:
+            head = b""
+        self._loop.remove_reader(connection)
+        if not head or pending not in self._pending:
+            self._end(pending)
+        elif (head == _TLS_HELLO) != (self.ssl is not None):
+            self.tls_failed += 1
+            if self.ssl is not None:
+                with suppress(OSError):
+                    connection.recv(65536)  # closing with input unread would take the answer back
+                    connection.send(_SPEAK_TLS)
+            self._end(pending)
+        elif self.ssl is None:
+            self._start(pending, None)
+        else:
+            self._hellos.append(pending)
+            if len(self._hellos) == 1:
+                self._loop.call_soon(self._start_handshakes)
+
+    def _start_handshakes(self) -> None:
+        for _ in range(min(HANDSHAKES_PER_TURN, len(self._hellos))):
+            pending = self._hellos.popleft()
+            if self.ssl is not None and pending in self._pending:
+                self._start(pending, self.ssl)
+            else:
+                self._end(pending)
+        if self._hellos:
+            self._loop.call_soon(self._start_handshakes)
+
+    def _start(self, pending: _Pending, ssl: SSLContext | None) -> None:
+        protocol = _ServerProtocol(self, pending)
         starting = aiofastnet.connect_accepted_socket(
-            self._loop,
+            protocol.for_tls(self._loop) if ssl else self._loop,
             lambda: protocol,
-            connection,
-            ssl=self._ssl,
-            ssl_handshake_timeout=UPGRADE_SECONDS if self._ssl else None,
+            pending.connection,
+            ssl=ssl,
+            **(TLS_OPTIONS if ssl else {}),
         )
         task = self._loop.create_task(starting)
         self._tasks.add(task)
-        task.add_done_callback(lambda task: self._started(task, protocol, connection))
+        task.add_done_callback(lambda task: self._started(task, protocol, pending, ssl is not None))
 
-    def _started(self, task: Task[Any], protocol: _ServerProtocol, connection: socket.socket) -> None:
+    def _started(self, task: Task[Any], protocol: _ServerProtocol, pending: _Pending, secure: bool) -> None:
         self._tasks.discard(task)
         error = None if task.cancelled() else task.exception()
         # connection_lost comes only to a protocol that connection_made came to.
         if (error or task.cancelled()) and protocol.transport is None:
-            connection.close()
-            self.lost(protocol)
+            self.tls_failed += secure
+            self._end(pending)
         # A peer that breaks off, or fails in TLS, is no news.
         if error is not None and not isinstance(error, OSError):
             self._loop.call_exception_handler({"message": "cannot start a connection", "exception": error})
 
-    def _evict(self) -> None:
-        protocol, connection = next(iter(self._pending.items()))
-        self.settled(protocol)
+    def _drop(self, pending: _Pending) -> None:
+        """End a connection that is too slow or one too many."""
+        self.settled(pending)
         with suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)  # whatever it waits for, it now reads the end of the stream
+            # Whatever it waits for, it now reads the end of the stream.
+            pending.connection.shutdown(socket.SHUT_RDWR)
 
-    def settled(self, protocol: _ServerProtocol) -> None:
-        """`protocol` does not wait for an upgrade request any more."""
-        if self._pending.pop(protocol, None) is not None:
-            self._pending_from[protocol.source] -= 1
-            if not self._pending_from[protocol.source]:
-                del self._pending_from[protocol.source]
+    def _end(self, pending: _Pending) -> None:
+        """Close a connection that has no protocol, or one that does not know of it."""
+        pending.connection.close()
+        self.settled(pending)
+        self._lost_one()
 
-    def lost(self, protocol: _ServerProtocol) -> None:
-        """The connection of `protocol` is gone."""
-        self.settled(protocol)
-        if protocol.ws is not None:
-            self.connections.discard(protocol.ws)
+    def _lost_one(self) -> None:
         self._alive -= 1
         if not self._alive and self._listener is None:
             self._all_closed.set()
 
+    def settled(self, pending: _Pending) -> None:
+        """This connection does not wait for an upgrade request any more."""
+        if pending in self._pending:
+            del self._pending[pending]
+            pending.deadline.cancel()
+            self._pending_from[pending.source] -= 1
+            if not self._pending_from[pending.source]:
+                del self._pending_from[pending.source]
+
+    def lost(self, protocol: _ServerProtocol) -> None:
+        """The connection of `protocol` is gone."""
+        if protocol.pending is not None:
+            self.settled(protocol.pending)
+        if protocol.ws is not None:
+            self.connections.discard(protocol.ws)
+        self._lost_one()
+
     def upgrade(self, protocol: _ServerProtocol, request: WSUpgradeRequest) -> WSUpgradeResponseWithListener:
         """Answer an upgrade request; picows calls this."""
-        self.settled(protocol)
+        if protocol.pending is not None:
+            self.settled(protocol.pending)
+            protocol.pending = None
         try:
             answer = _refusal(request) or self._upgrade(_request(request, protocol.remote))
         except Exception as exc:
@@ -197,16 +287,30 @@ class Server:
         return WSUpgradeResponseWithListener(WSUpgradeResponse.create_101_response(agreed), answer)
 
 
+class _Pending:
+    """A connection that has not sent its upgrade request."""
+
+    __slots__ = ("connection", "deadline", "source")
+
+    deadline: TimerHandle
+
+    def __init__(self, connection: socket.socket, source: str) -> None:
+        self.connection = connection
+        self.source = source
+
+
 class _ServerProtocol(Protocol):
-    def __init__(self, server: Server, source: str) -> None:
+    __slots__ = ("_server", "pending")
+
+    def __init__(self, server: Server, pending: _Pending) -> None:
         super().__init__(
             lambda request: server.upgrade(self, request),
             server.max_frame,
             client=False,
-            handshake_seconds=UPGRADE_SECONDS,
+            read_buffer=server.read_buffer_size,
         )
-        self.source = source
         self._server = server
+        self.pending: _Pending | None = pending
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.lost(self)
@@ -220,6 +324,7 @@ async def serve(
     *,
     max_frame: int,
     ssl: SSLContext | None = None,
+    read_buffer_size: int = READ_BUFFER,
     what: str = "relay_port",
 ) -> Server:
     """Listen on `host` (None: all interfaces, IPv4 and IPv6) and `port` (0: any free one).
@@ -228,7 +333,11 @@ async def serve(
     answer instead. A connection takes messages of EARLY_LIMIT bytes until its `raise_limit`, then of
     `max_frame`. Raises StartError, in which `what` names the port.
     """
-    return Server(listen(host, port, what), upgrade, max_frame, ssl)
+    return Server(listen(host, port, what), upgrade, max_frame, ssl, read_buffer_size)
+
+
+def _nobody(host: str) -> bool:
+    return False
 
 
 def _refusal(request: WSUpgradeRequest) -> Reject | None:

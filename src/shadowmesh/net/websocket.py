@@ -1,12 +1,9 @@
 """One WebSocket connection of relay or daemon: our rules around picows. `net.server`, `net.client` make it.
 
-With those two the only place that imports picows and aiofastnet. picows parses frames in C and calls straight
-through, without tasks and copies; what it leaves open is closed here (RFC 6455 section numbers in brackets):
+picows parses frames in C and calls straight through, without tasks and copies; what it leaves open is closed
+here (RFC 6455 section numbers in brackets):
 
-- Memory. picows' read buffer doubles whenever a read nearly fills it and never shrinks. `get_buffer` lets no
-  read go beyond the largest message allowed now, so the buffer stops growing at the first of 4.5, 9, 18 … 144
-  KiB that holds it: 9 KiB before `raise_limit`, 144 KiB for a `max_frame` of 128 KiB, and 4.5 KiB for a peer
-  that sends little. A message that does not fit is seen by the same test, before it is in memory.
+- Memory: `net.protocol` bounds the read buffer by the largest message allowed now.
 - After a close, ours or the peer's, nothing is delivered; the connection is aborted two seconds later if it
   still exists, whatever the peer does.
 - Fragments are joined up to the same limit, into one buffer, however many they are [5.4]; reserved bits
@@ -23,19 +20,20 @@ import socket
 import struct
 import sys
 import time
-from asyncio import TimerHandle
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
-from typing import Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from aiofastnet import Transport
-from picows import WSAutoPingStrategy, WSFrame, WSListener, WSMsgType, WSTransport
-from picows.picows import WSProtocol  # type: ignore[attr-defined]
+from aiofastnet.ssl_transport import SSLTransport_Socket  # type: ignore[import-not-found]
+from picows import WSFrame, WSListener, WSMsgType, WSTransport
 
 from shadowmesh.errors import LocalProtocolError
 from shadowmesh.ratelimit import TokenBucket
 from shadowmesh.wire.control import CLOSE_PROTOCOL, MAX_CONTROL
+
+if TYPE_CHECKING:
+    from shadowmesh.net.protocol import Protocol
 
 # It warns of every write between an error and connection_lost, which any peer can cause.
 logging.getLogger("aiofastnet").setLevel(logging.ERROR)
@@ -44,17 +42,10 @@ Buffer = bytes | bytearray | memoryview
 
 EARLY_LIMIT = MAX_CONTROL
 """Bytes of a message before `raise_limit`."""
-MAX_REQUEST = 8192
-"""Bytes of an HTTP upgrade request."""
-MAX_RESPONSE = 16384
-"""Bytes of an HTTP response to ours, where picows itself gives up."""
 CLOSE_SECONDS = 2.0
 PING_RATE, PING_BURST = 50, 100
 PONG_ROOM = 16384
 """Bytes waiting to be written above which a ping gets no answer: who does not read gets no queue of pongs."""
-
-_INITIAL_BUFFER = 4608  # doubled 5 times it holds a max_frame of 128 KiB with nothing to spare
-_BUFFER_SPARE = 256  # what picows takes off the size it is given
 
 _BINARY, _TEXT, _CONTINUATION = WSMsgType.BINARY, WSMsgType.TEXT, WSMsgType.CONTINUATION
 _PING, _PONG, _CLOSE = WSMsgType.PING, WSMsgType.PONG, WSMsgType.CLOSE
@@ -66,12 +57,29 @@ class WebSocket(WSListener):
     The hooks run inside the event loop's read callback. After `on_open`, `on_closed` comes exactly once.
     """
 
-    remote: tuple[str, int] = ("", 0)
-    """Address and port of the other end, set before the upgrade handler or `on_open` runs."""
-    local: tuple[str, int] = ("", 0)
-    subprotocol: str | None = None
-    """What the 101 response agrees to; the server's upgrade handler sets it."""
-    early_close: tuple[int, str] = (CLOSE_PROTOCOL, "message too long before the join")
+    __slots__ = (
+        "_code",
+        "_controls",
+        "_parts",
+        "_parts_kind",
+        "_ping",
+        "_ping_at",
+        "_protocol",
+        "_reason",
+        "_special",
+        "_transport",
+        "closed_here",
+        "closing",
+        "heard",
+        "local",
+        "remote",
+        "rtt",
+        "send_binary",
+        "subprotocol",
+        "write_buffer_size",
+    )
+
+    early_close: ClassVar[tuple[int, str]] = (CLOSE_PROTOCOL, "message too long before the join")
     """Close code and reason for a message over EARLY_LIMIT before `raise_limit`."""
 
     send_binary: Callable[[Buffer], None]
@@ -80,6 +88,11 @@ class WebSocket(WSListener):
     """Bytes accepted but not yet taken by the kernel."""
 
     def __init__(self) -> None:
+        self.remote: tuple[str, int] = ("", 0)
+        """Address and port of the other end, set before the upgrade handler or `on_open` runs."""
+        self.local: tuple[str, int] = ("", 0)
+        self.subprotocol: str | None = None
+        """What the 101 response agrees to; the server's upgrade handler sets it."""
         self.closing = False
         """A close was sent or received, or the connection is lost; nothing more is delivered or sent."""
         self.closed_here = False
@@ -147,15 +160,16 @@ class WebSocket(WSListener):
         """
         if sys.platform != "linux":
             return None
-        transport = self._opened().underlying_transport
+        opened = self._opened()
+        transport = opened.underlying_transport
         try:
             info = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 216)
             # bytes_acked, notsent_bytes, bytes_sent, bytes_retrans of struct tcp_info (linux/tcp.h); the
-            # first of them counts the SYN too.
+            # first of them counts the SYN too, where this side sent one that was no answer.
             acked, waiting, sent, again = struct.unpack("=120xQ16xI52xQQ", info)
         except (OSError, struct.error):
             return None
-        return acked - 1, sent - again + waiting + transport.get_write_buffer_size()
+        return acked - opened.is_client_side, sent - again + waiting + self.write_buffer_size()
 
     def close(self, code: int = 1000, reason: str = "") -> None:
         """Start the closing handshake; nothing when closing already. `reason` is cut to 123 ASCII bytes."""
@@ -173,8 +187,13 @@ class WebSocket(WSListener):
             self._transport.disconnect(graceful=False)
 
     def set_write_limits(self, high: int, low: int) -> None:
-        """Set the waiting bytes at which `pause_writing` and `resume_writing` are called."""
-        self._opened().underlying_transport.set_write_buffer_limits(high, low)
+        """Set the waiting bytes at which `pause_writing` and `resume_writing` are called.
+
+        (0, 0): when the kernel does not take all, and when it has taken everything. With TLS other limits are
+        inexact by 32 KiB.
+        """
+        if self._protocol is not None:
+            self._protocol.set_write_limits(high, low)
 
     def raise_limit(self) -> None:
         """Allow messages up to `max_frame` from now on: the peer has shown who it is."""
@@ -186,7 +205,13 @@ class WebSocket(WSListener):
     def on_ws_connected(self, transport: WSTransport) -> None:
         self._transport = transport
         self.send_binary = partial(transport.send, _BINARY)
-        self.write_buffer_size = transport.underlying_transport.get_write_buffer_size
+        lower: Any = transport.underlying_transport
+        # What OpenSSL has encrypted and the kernel not taken waits, too; get_write_buffer_size forgets it.
+        of_tls = isinstance(lower, SSLTransport_Socket)
+        self.write_buffer_size = lower.get_local_write_buffer_size if of_tls else lower.get_write_buffer_size
+        # picows would keep the headers as long as the connection lives: 2 KB, and an API key may be in them.
+        request, transport.response.headers = transport.request, _NO_HEADERS
+        request.method, request.path, request.version, request.headers = b"", b"", b"", _NO_HEADERS
         self.guard(self.on_open)
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
@@ -318,200 +343,7 @@ class WebSocket(WSListener):
             transport.disconnect()  # the server ends the TCP connection, the client waits for that [7.1.1]
 
 
-class Protocol(WSProtocol):  # type: ignore[misc]
-    """picows' parser with bounded reads, before and after the upgrade."""
-
-    def __init__(
-        self,
-        factory: Callable[..., Any],
-        max_frame: int,
-        *,
-        client: bool,
-        host: str | None = None,
-        path: str | None = None,
-        headers: dict[str, str] | None = None,
-        handshake_seconds: float | None = None,
-    ) -> None:
-        self._quiet = _Quiet()
-        super().__init__(
-            host_port=host,
-            ws_path=path,
-            is_client_side=client,
-            ws_listener_factory=factory,
-            logger=self._quiet,
-            disconnect_on_exception=True,
-            websocket_handshake_timeout=handshake_seconds,
-            enable_auto_ping=False,
-            auto_ping_idle_timeout=1,
-            auto_ping_reply_timeout=1,
-            auto_ping_strategy=WSAutoPingStrategy.PING_WHEN_IDLE,
-            enable_auto_pong=False,
-            max_frame_size=sys.maxsize,  # get_buffer is stricter, and earlier
-            extra_headers=headers,
-            read_buffer_init_size=_INITIAL_BUFFER + _BUFFER_SPARE,
-        )
-        self.ws: WebSocket | None = None
-        self.max_frame = max_frame
-        self.limit = 0
-        """Bytes of one message's payload."""
-        self.remote = self.local = ("", 0)
-        self._client = client
-        self._ceiling = MAX_RESPONSE if client else MAX_REQUEST  # bytes in the read buffer
-        self._size = 0  # of the read buffer
-        self._expiry: TimerHandle | None = None
-
-    def attach(self, ws: WebSocket, limit: int) -> None:
-        """The upgrade succeeded and `ws` is the connection."""
-        self.ws = self._quiet.ws = ws
-        ws.remote, ws.local = self.remote, self.local
-        ws.attach(self)
-        self.allow(limit)
-
-    def allow(self, limit: int) -> None:
-        """Set the largest payload of a message, in bytes."""
-        self.limit = limit
-        self._ceiling = (
-            limit + (2 if limit < 126 else 4 if limit < 65536 else 10) + (0 if self._client else 4)
-        )
-
-    def expire(self) -> None:
-        """Abort the connection in two seconds if it still exists then."""
-        if self._expiry is None:
-            lower = self.transport.underlying_transport
-            self._expiry = asyncio.get_running_loop().call_later(CLOSE_SECONDS, lower.abort)
-
-    def discard(self) -> None:
-        """Let no byte reach the parser any more."""
-        self.transport.underlying_transport.set_protocol(_Discard(self))
-
-    # Called by the transport.
-
-    def connection_made(self, transport: Transport) -> None:
-        remote = transport.get_extra_info("peername")
-        try:
-            if remote is None:
-                raise ConnectionResetError
-            self.remote, self.local = host_port(remote), host_port(transport.get_extra_info("sockname"))
-            super().connection_made(transport)
-        except OSError:
-            # Reset already. picows must not see a byte then: it would use a transport that is not there.
-            transport.abort()
-
-    def get_buffer(self, hint: int) -> memoryview:
-        view: memoryview = _get_buffer(self, hint)
-        room = len(view)
-        # A read leaves at least one byte free, so more room than the whole size means the buffer was doubled.
-        if room > self._size:
-            self._size = self._size * 2 or room
-        ws = self.ws
-        if ws is not None:
-            ws.heard = True
-        pending = self._size - room
-        free = self._ceiling - pending
-        if free <= 0:
-            return self._too_long()
-        # Filled to nine tenths the buffer would double. That is for a message that needs it: 72 KiB hold the
-        # frames that offload makes.
-        spare = self._size * 9 // 10 - pending
-        return view[: min(free, spare if spare > 0 else room - 1)]
-
-    def pause_writing(self) -> None:
-        if self.ws is not None:
-            self.ws.guard(self.ws.pause_writing)
-
-    def resume_writing(self) -> None:
-        if self.ws is not None:
-            self.ws.guard(self.ws.resume_writing)
-
-    def eof_received(self) -> bool:
-        self.expire()
-        if self.ws is not None:
-            self.ws.lost_input()
-        return False
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self._expiry is not None:
-            self._expiry.cancel()
-        if self.transport is not None:
-            super().connection_lost(exc)
-            # picows leaves a client's parse error in a future, and asyncio would report that nobody asked for
-            # it. As the future is done, the coroutine ends at once.
-            with suppress(StopIteration, Exception):
-                self.transport.wait_disconnected().send(None)
-        if self.ws is not None:
-            self.ws.attach(None)
-        self.ws = self._quiet.ws = None
-
-    def _too_long(self) -> memoryview:
-        lower = self.transport.underlying_transport
-        if self.ws is not None:
-            self.ws.too_long()
-        else:
-            lower.write(_TOO_LONG)
-            self.expire()
-        # Closing with input unread would reset the connection, and the peer might never see the close frame.
-        # So the rest is read and thrown away, and the end of our stream tells the peer that this is all.
-        self.discard()
-        if lower.can_write_eof():
-            lower.write_eof()
-        return _scrap
-
-
-class _Discard(asyncio.BufferedProtocol):
-    """Takes the place of a Protocol whose peer is not listened to any more."""
-
-    def __init__(self, protocol: Protocol) -> None:
-        self._protocol = protocol
-
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return _scrap
-
-    def buffer_updated(self, nbytes: int) -> None:
-        pass
-
-    def eof_received(self) -> bool:
-        return self._protocol.eof_received()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._protocol.connection_lost(exc)
-
-
-class _Quiet:
-    """Takes the place of picows' logger: peers cannot fill our log, and its errors tell that picows gives up.
-
-    As our hooks raise nothing, picows logs errors in its parser only, right before it sends a close frame.
-    """
-
-    ws: WebSocket | None = None
-
-    def isEnabledFor(self, level: int) -> bool:
-        return False
-
-    def info(self, *args: object) -> None:
-        pass
-
-    debug = log = warning = info
-
-    def error(self, *args: object) -> None:
-        if self.ws is not None:
-            self.ws.parse_error()
-
-    def exception(self, *args: object) -> None:
-        self.error()
-        asyncio.get_running_loop().call_exception_handler(
-            {"message": "unhandled exception in picows", "exception": sys.exc_info()[1]}
-        )
-
-
-_get_buffer = WSProtocol.get_buffer
-_scrap = memoryview(bytearray(65536))
-_TOO_LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-
-
-def host_port(address: Any) -> tuple[str, int]:
-    """Return host and port of a socket address; IPv4 that a socket for both shows as IPv6 becomes IPv4."""
-    host, port = address[:2]
-    return (host.removeprefix("::ffff:") if "." in host else host), port
+_NO_HEADERS: Any = MappingProxyType({})
 
 
 def _not_open(data: Buffer) -> None:

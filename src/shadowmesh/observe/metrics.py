@@ -11,18 +11,28 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.exposition import choose_encoder
+from prometheus_client import CollectorRegistry, ProcessCollector, exposition
 from prometheus_client.metrics_core import (
     CounterMetricFamily,
     GaugeMetricFamily,
+    HistogramMetricFamily,
     UnknownMetricFamily,
 )
 from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
-Kind = Literal["counter", "gauge", "unknown"]
+from shadowmesh.observe.histogram import LatencyHistogram
 
+Kind = Literal["counter", "gauge", "unknown"]
+LATENCY_BOUNDS = (
+    *(50e-6, 100e-6, 250e-6, 500e-6),
+    *(1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 100e-3, 250e-3, 500e-3),
+    *(1.0, 2.5, 5.0, 10.0),
+)
+"""Bounds in seconds of the buckets of `Latencies`."""
+
+_to_openmetrics: Callable[[Collector], bytes] = openmetrics.generate_latest
 _FAMILIES: dict[str, Callable[[str, str], Family]] = {
     "counter": CounterMetricFamily,
     "gauge": GaugeMetricFamily,
@@ -39,11 +49,38 @@ class Metric:
     kind: Kind
     samples: Iterable[tuple[dict[str, str], float]]
 
+    def family(self) -> Family:
+        """The metric as `prometheus_client` has it."""
+        family = _FAMILIES[self.kind](self.name, self.help)
+        for labels, value in self.samples:
+            family.add_sample(self.name, labels, value)
+        return family
+
+
+@dataclass(frozen=True, slots=True)
+class Latencies:
+    """All that a LatencyHistogram has seen, as a Prometheus histogram in seconds."""
+
+    name: str
+    help: str
+    labels: dict[str, str]
+    histogram: LatencyHistogram
+
+    def family(self) -> Family:
+        """The metric as `prometheus_client` has it."""
+        family = HistogramMetricFamily(self.name, self.help)
+        below = self.histogram.cumulative(LATENCY_BOUNDS)
+        for bound, count in zip((*map(repr, LATENCY_BOUNDS), "+Inf"), below, strict=True):
+            family.add_sample(f"{self.name}_bucket", self.labels | {"le": bound}, count)
+        family.add_sample(f"{self.name}_sum", self.labels, self.histogram.sum)
+        family.add_sample(f"{self.name}_count", self.labels, below[-1])
+        return family
+
 
 class Exposition(Collector):
     """Answers scrapes from `collect_metrics()` plus the usual `process_*` (CPU, memory, open files)."""
 
-    def __init__(self, collect_metrics: Callable[[], Iterable[Metric]]) -> None:
+    def __init__(self, collect_metrics: Callable[[], Iterable[Metric | Latencies]]) -> None:
         self._collect_metrics = collect_metrics
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
@@ -52,12 +89,14 @@ class Exposition(Collector):
     def collect(self) -> Iterator[Family]:
         """The metrics as `prometheus_client` families (called by its registry)."""
         for metric in self._collect_metrics():
-            family = _FAMILIES[metric.kind](metric.name, metric.help)
-            for labels, value in metric.samples:
-                family.add_sample(metric.name, labels, value)
-            yield family
+            yield metric.family()
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
-        """Body and content type of a scrape: OpenMetrics if its `Accept` header asks so, else text 0.0.4."""
-        encode, content_type = choose_encoder(accept)
-        return encode(self._registry), content_type
+        """Body and content type for a scrape: OpenMetrics 1.0 if `Accept` names it, else text 0.0.4.
+
+        `prometheus_client.exposition.choose_encoder` would answer a version it has never heard of with its
+        name, and a malformed one with an exception.
+        """
+        if "application/openmetrics-text" in accept:
+            return _to_openmetrics(self._registry), openmetrics.CONTENT_TYPE_LATEST
+        return exposition.generate_latest(self._registry), exposition.CONTENT_TYPE_PLAIN_0_0_4

@@ -1,18 +1,24 @@
-"""Health, status and metrics of the relay over HTTP."""
+"""Health, readiness, status and metrics of the relay over HTTP."""
 
 from __future__ import annotations
 
 import json
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from shadowmesh import __version__
+
 if TYPE_CHECKING:
     from shadowmesh.relay.server import Server
+
+LAGGING = 1.0
+"""Seconds: an event loop that was late by so much in the last 10 s serves nobody well."""
+PROCESSES = 1
 
 
 def uptime(seconds: float) -> str:
@@ -22,13 +28,33 @@ def uptime(seconds: float) -> str:
     return f"{hours}h{m}m{s}s" if hours else f"{m}m{s}s" if m else f"{s}s"
 
 
-def health_app(server: Server) -> Starlette:
-    """GET /health, /status and / with the JSON of the guide; 503 while the relay is shutting down."""
+def loop_lag(server: Server, now: float) -> float:
+    """The worst lag of the event loop in the last 10 seconds, in seconds."""
+    return server.lag.worst(now) if server.lag is not None else 0.0
 
-    async def health(_: Request) -> Response:
+
+def health(server: Server, now: float) -> str:
+    """`healthy`, `draining` or `lagging`: only the last is a fault that a restart could mend."""
+    if server.draining:
+        return "draining"
+    return "lagging" if loop_lag(server, now) >= LAGGING else "healthy"
+
+
+def readiness(server: Server, now: float) -> str:
+    """`ready`, or why no new client should be sent here: `draining`, `lagging` or `full`."""
+    word = health(server, now)
+    if word != "healthy":
+        return word
+    return "full" if server.admission.full else "ready"
+
+
+def health_app(server: Server) -> Starlette:
+    """GET /health (and /), /ready and /status: the guide's JSON; 503 says what a probe must know."""
+
+    def answer(word: str, now: float, code: int, more: dict[str, Any]) -> Response:
         status = {
-            "status": "draining" if server.draining else "healthy",
-            "uptime": uptime(time.monotonic() - server.started_at),
+            "status": word,
+            "uptime": uptime(now - server.started_at),
             "connections": server.admission.joined,
             "max_connections": server.admission.max_connections,
             "utilization_pct": round(server.admission.utilization_percent, 2),
@@ -36,13 +62,41 @@ def health_app(server: Server) -> Starlette:
             "server_name": server.config.server_name,
         }
         return Response(
-            json.dumps(status, indent=2) + "\n",
-            status_code=503 if server.draining else 200,
+            json.dumps(status | more, indent=2) + "\n",
+            status_code=code,
             media_type="application/json",
             headers={"Cache-Control": "no-store"},
         )
 
-    return Starlette(routes=[Route(path, health) for path in ("/", "/health", "/status")])
+    async def on_health(_: Request) -> Response:
+        now = time.monotonic()
+        word = health(server, now)
+        return answer(word, now, 503 if word == "lagging" else 200, {})
+
+    async def on_ready(_: Request) -> Response:
+        now = time.monotonic()
+        word = readiness(server, now)
+        return answer(word, now, 200 if word == "ready" else 503, {})
+
+    async def on_status(_: Request) -> Response:
+        now = time.monotonic()
+        more = {
+            "version": __version__,
+            "draining": server.draining,
+            "processes": PROCESSES,
+            "loop_lag_ms": round(loop_lag(server, now) * 1000, 1),
+            "tls": server.certificate is not None,
+        }
+        return answer(health(server, now), now, 200, more)
+
+    return Starlette(
+        routes=[
+            Route("/", on_health),
+            Route("/health", on_health),
+            Route("/ready", on_ready),
+            Route("/status", on_status),
+        ]
+    )
 
 
 def metrics_app(server: Server) -> Starlette:

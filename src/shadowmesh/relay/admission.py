@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections import Counter, OrderedDict
 from typing import Literal
 
@@ -14,37 +13,43 @@ GONE_EVERY = 1.0
 # Within a second at most rate + burst hints leave, so a longer memory would hold nothing that still counts.
 _GONE_REMEMBERED = 64
 
-
-def source_of(ip: str) -> str:
-    """What counts as one source: an IPv4 address, or the /64 of an IPv6 one (commonly one host)."""
-    address = ipaddress.ip_address(ip)
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped:
-            return str(address.ipv4_mapped)
-        return str(ipaddress.ip_network((int(address) >> 64 << 64, 64)))
-    return str(address)
+Refusal = Literal["too_many_from_source", "too_many_unjoined", "full"]
 
 
 class Admission:
     """Counts connections. `max_connections` bounds the joined ones; the unjoined have bounds of their own."""
 
     def __init__(self, max_connections: int) -> None:
-        self.max_connections = max_connections
-        self.max_unjoined = max(64, max_connections // 4)
         self.joined = 0
         self.unjoined = 0
         self._sources: Counter[str] = Counter()
+        self.resize(max_connections)
+
+    def resize(self, max_connections: int) -> None:
+        """Set the bounds. Nobody who is here has to go."""
+        self.max_connections = max_connections
+        self.max_unjoined = max(64, max_connections // 4)
 
     @property
     def utilization_percent(self) -> float:
         """Joined connections in percent of `max_connections`."""
         return 100.0 * self.joined / self.max_connections
 
-    def refuses(self, source: str) -> Literal[429, 503] | None:
-        """The HTTP status with which one more connection of this source is refused, or None."""
+    @property
+    def full(self) -> bool:
+        """Whether nobody else may join."""
+        return self.joined >= self.max_connections
+
+    def refuses(self, source: str, rejoin: bool = False) -> Refusal | None:
+        """Why one more connection of this source is refused, if it is.
+
+        Who says that it was here before (`rejoin`) may show that it still has a place.
+        """
         if self._sources.get(source, 0) >= MAX_UNJOINED_PER_SOURCE:
-            return 429
-        return 503 if self.unjoined >= self.max_unjoined else None
+            return "too_many_from_source"
+        if self.unjoined >= self.max_unjoined:
+            return "too_many_unjoined"
+        return "full" if self.full and not rejoin else None
 
     def open(self, source: str) -> None:
         """A new connection, not joined yet."""

@@ -1,18 +1,15 @@
-"""The relay as a program: ports, signals, start and end."""
+"""A relay with its ports, its certificate and what looks after it; `relay.program` makes a program of it."""
 
 from __future__ import annotations
 
 import asyncio
-import gc
-import os
-import resource
-import signal
 from typing import TYPE_CHECKING
 
-from shadowmesh import __version__
+from shadowmesh.errors import StartError
 from shadowmesh.net.http import HttpServer, serve_http
-from shadowmesh.net.loop import run_loop
 from shadowmesh.net.server import serve
+from shadowmesh.net.tls import Certificate
+from shadowmesh.observe.lag import LoopLag
 from shadowmesh.observe.logging import get_logger
 from shadowmesh.relay.admin import health_app, metrics_app
 from shadowmesh.relay.server import Server
@@ -20,107 +17,119 @@ from shadowmesh.relay.timing import Timing
 from shadowmesh.wire.frame import MAX_FRAME
 
 if TYPE_CHECKING:
-    from shadowmesh.config.loader import Loaded
     from shadowmesh.config.relay import RelayConfig
     from shadowmesh.net.server import Server as Listener
 
-FILES_BESIDE_CLIENTS = 256
-"""Open files that the relay needs besides one for each joined client."""
+CERTIFICATE_SECONDS = 10.0
+"""How often the certificate's files are looked at, for a renewal that nobody tells us about."""
+
+log = get_logger("relay")
 
 
 class Relay:
-    """A running relay with its ports; made by `start`."""
+    """A running relay; made by `start`."""
 
     def __init__(
-        self, server: Server, listener: Listener, health: HttpServer, metrics: HttpServer | None
+        self,
+        server: Server,
+        listener: Listener,
+        health: HttpServer,
+        metrics: HttpServer | None,
     ) -> None:
         self.server = server
         self.listener = listener
         self.health = health
         self.metrics = metrics
-        self._watch = asyncio.create_task(server.watch(), name="relay deadlines")
+        assert server.lag is not None
+        self.tasks = [
+            asyncio.create_task(server.watch(), name="relay deadlines"),
+            asyncio.create_task(server.lag.run(), name="event loop lag"),
+            asyncio.create_task(self._watch_certificate(), name="certificate"),
+        ]
+        """They run to the end; one that fails is a bug, and the relay cannot go on without it."""
+
+    async def reconfigure(self, config: RelayConfig) -> None:
+        """Take over a configuration that moves no port. Raises StartError, and then nothing has changed."""
+        certificate = _certificate(config)
+        if config.metrics_enabled and self.metrics is None:
+            self.metrics = await _serve_metrics(self.server, config)
+        elif self.metrics is not None and not config.metrics_enabled:
+            closing, self.metrics = self.metrics, None
+            await closing.close()
+        self._use(certificate)
+        self.server.reconfigure(config)
 
     async def stop(self) -> None:
-        """Send the clients away and close all ports; takes less than three seconds."""
+        """Send the clients away and close all ports; within 8 seconds, whatever the clients do."""
         self.listener.close()
         await self.server.drain()
-        self._watch.cancel()
+        for task in self.tasks:
+            task.cancel()
         await _close(self.health, self.metrics)
+
+    def _use(self, certificate: Certificate | None) -> None:
+        self.server.certificate = certificate
+        self.listener.ssl = certificate.context if certificate else None
+
+    async def _watch_certificate(self) -> None:
+        while True:
+            await asyncio.sleep(CERTIFICATE_SECONDS)
+            certificate = self.server.certificate
+            if certificate is not None and certificate.changed():
+                self._renew(certificate)
+
+    def _renew(self, certificate: Certificate) -> None:
+        try:
+            certificate.reload()
+        except StartError as error:
+            log.error("certificate not renewed, the one in use stays", why=str(error))
+        else:
+            _warn_of(certificate)
+            self._use(certificate)
+            log.info("certificate renewed")
 
 
 async def start(config: RelayConfig, timing: Timing | None = None) -> Relay:
     """Start a relay in the running loop. Raises StartError, with all ports closed again."""
+    certificate = _certificate(config)
     server = Server(config, timing)
+    server.certificate, server.lag = certificate, LoopLag()
     health = metrics = None
     try:
         health = await serve_http(health_app(server), config.health_bind, config.health_port, "health_port")
         if config.metrics_enabled:
-            metrics = await serve_http(
-                metrics_app(server), config.metrics_bind, config.metrics_port, "metrics_port"
-            )
+            metrics = await _serve_metrics(server, config)
         # Last, so that no client meets a relay that cannot stay.
-        server.listener = await serve(
-            config.bind_address, config.relay_port, server.upgrade, max_frame=MAX_FRAME, what="relay_port"
+        server.listener = listener = await serve(
+            config.bind_address,
+            config.relay_port,
+            server.upgrade,
+            max_frame=MAX_FRAME,
+            ssl=certificate.context if certificate else None,
+            read_buffer_size=config.read_buffer_size,
+            what="relay_port",
         )
     except BaseException:
         await _close(health, metrics)
         raise
-    return Relay(server, server.listener, health, metrics)
+    return Relay(server, listener, health, metrics)
 
 
-def run(loaded: Loaded[RelayConfig]) -> None:
-    """Run a relay until SIGTERM or SIGINT; a second one ends it at once. Raises StartError."""
-    run_loop(_run(loaded))
+def _certificate(config: RelayConfig) -> Certificate | None:
+    if config.tls is None:
+        return None
+    certificate = Certificate(config.tls.cert_file, config.tls.key_file)
+    _warn_of(certificate)
+    return certificate
 
 
-async def _run(loaded: Loaded[RelayConfig]) -> None:
-    config, log = loaded.config, get_logger("relay")
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, _on_signal, number, stop)
-    files = _raise_file_limit()
-    relay = await start(config)
-    # What exists now stays: the collector need not look at it again.
-    gc.collect()
-    gc.freeze()
-    log.info(
-        "relay is ready",
-        version=__version__,
-        region=config.region,
-        server_name=config.server_name,
-        relay_port=relay.listener.port,
-        health_port=relay.health.port,
-        metrics_port=relay.metrics.port if relay.metrics else "off",
-        max_connections=config.max_connections,
-        processes=1,
-        config=loaded.source,
-    )
-    if config.without_effect:
-        log.info("settings that have no effect in this version", keys=", ".join(config.without_effect))
-    if files < config.max_connections + FILES_BESIDE_CLIENTS:
-        log.warning(
-            "too few open files for max_connections; raise LimitNOFILE of the service",
-            allowed=files,
-            needed=config.max_connections + FILES_BESIDE_CLIENTS,
-        )
-    await stop.wait()
-    log.info("relay is stopping", connections=relay.server.admission.joined)
-    await relay.stop()
-    log.info("relay has stopped")
+def _warn_of(certificate: Certificate) -> None:
+    for warning in certificate.warnings:
+        log.warning(warning)
 
 
-def _on_signal(number: int, stop: asyncio.Event) -> None:
-    if stop.is_set():
-        os._exit(128 + number)
-    stop.set()
-
-
-def _raise_file_limit() -> int:
-    """Allow as many open files as the system lets us; return how many that is."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    return hard
+async def _serve_metrics(server: Server, config: RelayConfig) -> HttpServer:
+    return await serve_http(metrics_app(server), config.metrics_bind, config.metrics_port, "metrics_port")
 
 
 async def _close(*servers: HttpServer | None) -> None:

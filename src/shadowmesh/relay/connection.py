@@ -2,9 +2,12 @@
 
     waiting   one TEXT, the join, within 10 s; anything else is a protocol error
     joined    frames are routed, control messages answered; silence is answered by a ping, then by an end
+    draining  the relay stops: frames of this client are dropped, what waits for it still goes out
     closed    nothing in, nothing out; the WebSocket is gone within two seconds
 
 The data path is `on_binary` of the sender and `deliver` of the receiver, called straight from the event loop.
+What only some connections or some relays do (`Draining`, `Logged`) is a class of its own, and a connection
+changes its class: so it costs the others nothing.
 """
 
 from __future__ import annotations
@@ -18,8 +21,10 @@ from shadowmesh.errors import ControlError, JoinError
 from shadowmesh.net.websocket import WebSocket
 from shadowmesh.ratelimit import TokenBucket
 from shadowmesh.relay.admission import GoneLimiter
+from shadowmesh.relay.log import shown
 from shadowmesh.relay.outbox import Outbox
 from shadowmesh.relay.router import MAX_HELD, Member, Outcome
+from shadowmesh.relay.turn import WEIGHT
 from shadowmesh.wire.control import (
     CLOSE_JOIN_REFUSED,
     CLOSE_JOIN_TIMEOUT,
@@ -29,6 +34,7 @@ from shadowmesh.wire.control import (
     AddressesResult,
     Challenge,
     Claims,
+    Drain,
     Gone,
     Join,
     Joined,
@@ -45,6 +51,7 @@ if TYPE_CHECKING:
     from shadowmesh.relay.server import Server
 
 CLOSE_POLICY = 1008
+CLOSE_INTERNAL = 1011
 CLOSE_RESTART = 1012
 CLOSE_FULL = 1013
 _REFUSALS = {
@@ -55,40 +62,89 @@ _REFUSALS = {
 }
 CONTROL_RATE, CONTROL_BURST = 10.0, 30.0
 CONTROL_ROOM = 32 * 1024
-"""Bytes of answers that may wait for a client, behind the frame that its socket has taken in part."""
-SAMPLE_EVERY = 16
-"""Of the frames that the kernel takes at once, one in 16 is measured, and counts for 16: to measure each
-would take a tenth of a small frame's whole time. Those that wait are all measured."""
+"""Bytes of answers that may wait for a client, behind the frames that its socket has not taken."""
+_OUTBOX_DROPS = ("queue_full", "relay_memory", "receiver_left")
+
+
+class _Limits:
+    """What bounds a client that does more than send frames which arrive; most never need it."""
+
+    __slots__ = ("control", "gone", "problems")
+
+    def __init__(self) -> None:
+        self.control = TokenBucket(CONTROL_RATE, CONTROL_BURST)
+        self.gone = GoneLimiter()
+        self.problems: dict[str, float] = {}
+        """When the client was told of each kind of bad frame."""
 
 
 class Connection(WebSocket):
-    """A WebSocket connection of a client; `server` has what all of them share."""
+    """A WebSocket connection of a client; `server` has what all of them share.
 
-    def __init__(self, server: Server, source: str, peer_id: str) -> None:
+    client: its address and port (0: not known), also behind a trusted proxy; source: what counts as one
+    source. The four numbers of `counters.Traffic` are kept here.
+    """
+
+    __slots__ = (
+        "_blocked",
+        "_counters",
+        "_limits",
+        "_nonce",
+        "_outbox",
+        "_pinged",
+        "_progress",
+        "_progress_at",
+        "_room",
+        "_server",
+        "_turn",
+        "_waiting",
+        "bytes_in",
+        "bytes_out",
+        "client",
+        "done",
+        "frames_in",
+        "frames_out",
+        "heard_at",
+        "member",
+        "opened_at",
+        "peer_id",
+        "source",
+    )
+
+    def __init__(self, server: Server, client: tuple[str, int], source: str, peer_id: str) -> None:
         super().__init__()
         self.peer_id = peer_id
+        self.client = client
         self.source = source
         self.opened_at = self.heard_at = monotonic()
         self.member: Member[Connection] | None = None
         self.done = False
+        self.frames_in = self.bytes_in = self.frames_out = self.bytes_out = 0
         self._server = server
         self._counters = server.counters
+        self._turn = server.turn
         self._nonce = secrets.token_bytes(32)
-        self._control = TokenBucket(CONTROL_RATE, CONTROL_BURST)
-        self._gone = GoneLimiter()
-        self._problems: dict[str, float] = {}
+        self._limits: _Limits | None = None
         self._pinged = False
-        self._outbox = Outbox(server.config.queue_size, server.counters.drops, server.memory)
-        self._blocked_since: float | None = None
-        self._partly_sent: float | None = None
-        """When the frame was read whose last bytes the kernel has not taken yet."""
+        self._blocked = False
+        """Bytes wait in the transport: its socket takes no more."""
+        self._room = 0
+        """Bytes of frames that may join those, before the outbox is used."""
+        self._waiting: list[float] = []
+        """When those of the measured frames were read whose last bytes the kernel has not taken yet."""
+        self._outbox: Outbox | None = None
+        self._progress = -1
+        """Bytes that the client's TCP had acknowledged at `_progress_at`; watched while it takes no more."""
+        self._progress_at = 0.0
 
     # Life
 
     def on_open(self) -> None:
         """Send the challenge."""
         self._server.opened(self)
-        # With 0 we hear of the first byte that the kernel does not take: all else waits in the outbox.
+        # At 0 we hear of the first byte that the kernel does not take, and of when it has taken them all.
+        # Were write_buffer_size the transport's own mark, nobody would say when the frames below it are gone,
+        # and their latency would be that of handing them over. So the mark is kept here, as `_room`.
         self.set_write_limits(0, 0)
         config = self._server.config
         self.send_text(
@@ -115,16 +171,15 @@ class Connection(WebSocket):
                 return self.end(CLOSE_PROTOCOL, "the first message must be a join")
             return self._join(message)
         now = monotonic()
-        if not self._control.take(now):
+        if not self._bounds().control.take(now):
             return self.end(CLOSE_PROTOCOL, "too many control messages")
         if isinstance(message, Join):
             return self.end(CLOSE_PROTOCOL, "joined already")
-        if self.write_buffer_size() > MAX_FRAME + CONTROL_ROOM:
+        mark = self._server.config.write_buffer_size
+        if self.write_buffer_size() > mark + MAX_FRAME + CONTROL_ROOM:
             return self.end(CLOSE_POLICY, "asks without reading the answers")
         if isinstance(message, Addresses):
-            outcome = self._server.router.claim(self.member, message.add, message.remove, now)
-            self._server.settle(outcome)
-            held, refused = _answer(outcome)
+            held, refused = _answer(self._server.claim(self.member, message, now))
             self.send_text(encode(AddressesResult(held, refused)))
 
     def on_pong(self, payload: bytes) -> None:
@@ -148,15 +203,21 @@ class Connection(WebSocket):
             self.close(code, reason)
             self._finish(f"closed with {code}: {reason}")
 
+    def fail(self, error: Exception) -> None:
+        """A bug of ours has met this connection: report it, and end no other."""
+        self._report(error)
+        self.end(CLOSE_INTERNAL, "internal error")
+
     def _count(self, code: int, reason: str) -> None:
         self._counters.closes[code] += 1
         if self.member is None:
-            self._server.refused(_REFUSALS.get(code, "protocol"), self.source, reason)
+            self._server.refused(_REFUSALS.get(code, "protocol"), self.client[0], reason)
 
     def _finish(self, reason: str) -> None:
         if not self.done:
             self.done = True
-            self._outbox.clear("receiver_left")
+            if self._outbox is not None:
+                self._outbox.clear("receiver_left")
             self._server.left(self, reason)
 
     def check(self, now: float) -> None:
@@ -171,11 +232,18 @@ class Connection(WebSocket):
                 self.end(CLOSE_JOIN_TIMEOUT, "no join in time")
         elif now - self.heard_at >= timing.dead:
             self.end(CLOSE_POLICY, "no answer to pings")
-        elif self._blocked_since is not None and now - self._blocked_since >= timing.dead:
+        elif self._blocked and now - self._last_progress(now) >= timing.dead:
             self.end(CLOSE_POLICY, "takes no data")
         elif now - self.heard_at >= timing.keepalive and not self._pinged:
             self._pinged = True
             self.ping()
+
+    def _last_progress(self, now: float) -> float:
+        """When it was last seen that the client takes what waits for it, however slowly."""
+        acknowledged, _ = self.delivered() or (self.frames_out, 0)
+        if acknowledged != self._progress:
+            self._progress, self._progress_at = acknowledged, now
+        return self._progress_at
 
     def probe(self) -> None:
         """Another device wants an address of this client: ask whether it is still there."""
@@ -185,6 +253,21 @@ class Connection(WebSocket):
     def abandon(self) -> None:
         """Another device has an address of this silent client now: start afresh, so that both sides agree."""
         self.end(CLOSE_POLICY, "no answer to a ping while another device claimed its address")
+
+    def drain(self, reconnect_after_ms: int) -> None:
+        """The relay stops: tell the client when to come back, and take no more frames of it."""
+        if self.member is None:
+            self.end(CLOSE_RESTART, "the relay restarts")
+        else:
+            self.send_text(encode(Drain(reconnect_after_ms)))
+            self.__class__ = Draining
+
+    def flushed(self) -> bool:
+        """Whether the client has all that was meant for it, or TCP at least as far as the system tells."""
+        if self._outbox is not None or self._blocked:
+            return False
+        reached, given = self.delivered() or (0, 0)
+        return reached >= given
 
     # Join
 
@@ -209,11 +292,11 @@ class Connection(WebSocket):
         except (ControlError, JoinError) as error:
             return self.end(CLOSE_JOIN_REFUSED, str(error))
         self.member = outcome.member
+        self._nonce = b""
         server.joined(self, claims, outcome)
         self.raise_limit()
-        server.settle(outcome)
         held, refused = _answer(outcome)
-        host, port = self.remote
+        host, port = self.client
         remote = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self.send_text(encode(Joined(remote, held, refused, Limits(MAX_HELD, MAX_FRAME))))
 
@@ -233,71 +316,105 @@ class Connection(WebSocket):
         member = self.member
         if member is None:
             return self.end(CLOSE_PROTOCOL, "the first message must be a join")
-        now = monotonic()
-        self._counters.frames_in += 1
-        if len(frame) < MIN_FRAME or frame[0] != DATA:
-            return self._drop("bad_frame", now)
+        turn, size = self._turn, len(frame)
+        self.frames_in += 1
+        self.bytes_in += size
+        turn.left = left = turn.left - 1
+        if size < MIN_FRAME or frame[0] != DATA:
+            return self._drop("bad_frame")
         header = bytes(frame[:HEADER_SIZE])
         if header[17:] not in member.held:
-            return self._drop("foreign_source", now)
+            return self._drop("foreign_source")
         receiver = member.routes.get(header[1:17])
         if receiver is None:
-            return self._absent(header[1:17], member, now)
+            return self._absent(header[1:17], member)
         if receiver is self:
-            return self._drop("own_destination", now)
-        return receiver.deliver(frame, now)
+            return self._drop("own_destination")
+        try:
+            receiver.deliver(frame, turn.clock() if left <= 0 else 0.0)
+        except Exception as error:
+            self._counters.drops["internal_error"] += 1
+            receiver.fail(error)
 
     def deliver(self, frame: memoryview, read_at: float) -> None:
-        """Send a frame to this client, or queue a copy while its socket takes no more."""
-        counters = self._counters
+        """Send a frame to this client, or keep a copy while its socket takes no more.
+
+        read_at: monotonic time of reading it, 0.0 if its latency is not to be measured.
+        """
         if self.closing:
-            counters.drops["receiver_left"] += 1
-            return
-        if self._blocked_since is not None:
+            self._counters.drops["receiver_left"] += 1
+        elif not self._blocked:
+            self.send_binary(frame)
+            self.frames_out += 1
+            self.bytes_out += len(frame)
+            if read_at:
+                self._sent(read_at)
+        elif self._room > 0:
+            self._send_behind(frame, read_at)
+        else:
+            if self._outbox is None:
+                self._outbox = Outbox(self._server.memory)
             self._outbox.push(bytes(frame), read_at)
-            return
-        counters.frames_out += 1
-        counters.bytes_out += len(frame)
-        self.send_binary(frame)
-        if self._blocked_since is not None:
-            self._partly_sent = read_at
-        elif not counters.frames_out % SAMPLE_EVERY:
+
+    def _sent(self, read_at: float) -> None:
+        """Record the latency of a frame, now or when the kernel has taken all of it."""
+        if self._blocked:
+            self._waiting.append(read_at)
+        else:
             now = monotonic()
-            counters.latency.record(now - read_at, now, SAMPLE_EVERY)
+            self._counters.latency.record(now - read_at, now, WEIGHT)
+
+    def _send_behind(self, frame: memoryview | bytes, read_at: float) -> None:
+        """Give the transport a frame to send behind those that wait there."""
+        self._room -= len(frame)
+        self.send_binary(frame)
+        self.frames_out += 1
+        self.bytes_out += len(frame)
+        if read_at:
+            self._waiting.append(read_at)
 
     def pause_writing(self) -> None:
-        """The kernel takes no more: queue from here on."""
-        self._blocked_since = monotonic()
+        """The kernel takes no more: frames wait from here on."""
+        self._blocked = True
+        self._room = self._server.config.write_buffer_size - self.write_buffer_size()
 
     def resume_writing(self) -> None:
         """The kernel has taken everything: send what waits until it is full again."""
-        now = monotonic()
-        counters, outbox = self._counters, self._outbox
-        self._blocked_since = None
-        if self._partly_sent is not None:
-            counters.latency.record(now - self._partly_sent, now)
-            self._partly_sent = None
-        while len(outbox) and not self.closing:
-            frame, read_at = outbox.pop()
-            counters.frames_out += 1
-            counters.bytes_out += len(frame)
-            self.send_binary(frame)
-            if self._blocked_since is not None:
-                self._partly_sent = read_at
+        self._blocked = False
+        for read_at in self._waiting:
+            self._sent(read_at)
+        self._waiting.clear()
+        outbox = self._outbox
+        while outbox and not self.closing:
+            if not self._blocked:
+                frame, read_at = outbox.pop()
+                self.send_binary(frame)
+                self.frames_out += 1
+                self.bytes_out += len(frame)
+                if read_at:
+                    self._sent(read_at)
+            elif self._room > 0:
+                self._send_behind(*outbox.pop())
+            else:
                 return
-            counters.latency.record(monotonic() - read_at, now)
+        if not outbox:
+            self._outbox = None
 
-    def _drop(self, reason: str, now: float) -> None:
+    def _lose(self, reason: str, destination: bytes = b"") -> None:
         self._counters.drops[reason] += 1
-        if now - self._problems.get(reason, -1e9) >= self._server.timing.problem_every:
-            self._problems[reason] = now
+
+    def _drop(self, reason: str) -> None:
+        self._lose(reason)
+        now, told = monotonic(), self._bounds().problems
+        if now - told.get(reason, -1e9) >= self._server.timing.problem_every:
+            told[reason] = now
             self._tell(Problem(reason))
 
-    def _absent(self, destination: bytes, member: Member[Connection], now: float) -> None:
-        away = self._server.router.is_away(member, destination)
-        self._counters.drops["disconnected" if away else "not_here"] += 1
-        if self._gone.allows(destination, now):
-            self._tell(Gone(destination, "disconnected" if away else "not_here"))
+    def _absent(self, destination: bytes, member: Member[Connection]) -> None:
+        reason = "disconnected" if self._server.router.is_away(member, destination) else "not_here"
+        self._lose(reason, destination)
+        if self._bounds().gone.allows(destination, monotonic()):
+            self._tell(Gone(destination, reason))
 
     def tell_conflict(self, address: bytes) -> None:
         """Another device has asked for an address of this client."""
@@ -305,8 +422,63 @@ class Connection(WebSocket):
 
     def _tell(self, hint: Problem | Gone) -> None:
         """Send what is only a hint, unless the client does not read anyway."""
-        if self._blocked_since is None:
+        if not self._blocked:
             self.send_text(encode(hint))
+
+    def _bounds(self) -> _Limits:
+        if self._limits is None:
+            self._limits = _Limits()
+        return self._limits
+
+
+class Draining(Connection):
+    """A joined client of a relay that stops."""
+
+    __slots__ = ()
+
+    def on_binary(self, frame: memoryview) -> None:
+        """Count and drop: nobody would wait for it."""
+        self.frames_in += 1
+        self.bytes_in += len(frame)
+        self._counters.drops["draining"] += 1
+
+
+class Logged(Connection):
+    """A client of a relay that logs frames (headers only) or routing. Both logs are at a bounded rate."""
+
+    __slots__ = ()
+
+    def on_binary(self, frame: memoryview) -> None:
+        """Log who sends how much to whom."""
+        log = self._server.frame_log
+        if log is not None and self.member is not None and len(frame) >= MIN_FRAME and log.ready():
+            header = bytes(frame[:HEADER_SIZE])
+            log.info(
+                "data frame",
+                network=self._server.names(self)["network"],
+                source=shown([header[17:]]),
+                destination=shown([header[1:17]]),
+                size=len(frame),
+            )
+        super().on_binary(frame)
+
+    def deliver(self, frame: memoryview, read_at: float) -> None:
+        """Log what this client's outbox loses."""
+        drops = self._counters.drops
+        before = [drops[reason] for reason in _OUTBOX_DROPS]
+        super().deliver(frame, read_at)
+        for reason, count in zip(_OUTBOX_DROPS, before, strict=True):
+            if drops[reason] > count:
+                self._log_loss(reason)
+
+    def _lose(self, reason: str, destination: bytes = b"") -> None:
+        super()._lose(reason, destination)
+        self._log_loss(reason, destination)
+
+    def _log_loss(self, reason: str, destination: bytes = b"") -> None:
+        log = self._server.routing_log
+        if log is not None and self.member is not None:
+            log.drop(self._server.names(self), reason, destination)
 
 
 def _answer(outcome: Outcome[Connection]) -> tuple[tuple[bytes, ...], tuple[Refused, ...]]:

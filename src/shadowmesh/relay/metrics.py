@@ -1,67 +1,97 @@
-"""How the relay shows what it counts: the names of the deployment guide, and a few more."""
+"""How the relay shows what it counts: the guide's names, and more; docs/monitoring.md has them all."""
 
 from __future__ import annotations
 
-from collections import Counter
+import platform
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from shadowmesh import __version__
-from shadowmesh.observe.metrics import Kind, Metric
+from shadowmesh.observe.metrics import Kind, Latencies, Metric
+from shadowmesh.relay.admin import loop_lag, readiness
 
 if TYPE_CHECKING:
+    from shadowmesh.net.server import Server as Listener
     from shadowmesh.relay.server import Server
 
+PREFIX = "shadowmesh_relay_"
 
-def collect(server: Server, now: float) -> Iterator[Metric]:
+
+def collect(server: Server, now: float) -> Iterator[Metric | Latencies]:
     """All metrics of a relay at monotonic time `now`."""
-    counters, admission, memory = server.counters, server.admission, server.memory
     here = {"region": server.config.region}
+    for name, text, kind, value in _numbers(server, now):
+        yield Metric(PREFIX + name, text, kind, [(here, value)])
+    counters = server.counters
+    for name, text, label, values in (
+        ("drops_total", "Data frames dropped.", "reason", counters.drops),
+        ("refused_total", "Connections that were not let in.", "reason", counters.refused),
+        ("closes_total", "WebSocket close codes sent.", "code", counters.closes),
+    ):
+        samples = [(here | {label: str(key)}, value) for key, value in sorted(values.items())]
+        yield Metric(PREFIX + name, text, "counter", samples)
+    yield from _times(server, here, now)
+    build = {
+        "version": __version__,
+        "python_version": platform.python_version(),
+        "server_name": server.config.server_name,
+    }
+    yield Metric("shadowmesh_build_info", "What runs here; always 1.", "gauge", [(here | build, 1)])
 
-    def one(name: str, text: str, kind: Kind, value: float) -> Metric:
-        return Metric(f"shadowmesh_relay_{name}", text, kind, [(here, value)])
 
-    def by(name: str, text: str, label: str, values: Counter[str]) -> Metric:
-        return Metric(
-            f"shadowmesh_relay_{name}",
-            text,
-            "counter",
-            [(here | {label: key}, value) for key, value in sorted(values.items())],
-        )
+def _numbers(server: Server, now: float) -> Iterator[tuple[str, str, Kind, float]]:
+    """The metrics with the one label `region`: (name, help, kind, value)."""
+    counters, admission, memory = server.counters, server.admission, server.memory
+    yield "connections", "Clients that have joined.", "gauge", admission.joined
+    yield "max_connections", "Clients that may join.", "gauge", admission.max_connections
+    yield "utilization_percent", "Joined of allowed clients.", "gauge", admission.utilization_percent
+    yield "connections_unjoined", "Connections that have not joined yet.", "gauge", admission.unjoined
+    yield "ready", "1 if new clients may come (/ready).", "gauge", readiness(server, now) == "ready"
+    yield "draining", "1 while the relay sends its clients away.", "gauge", server.draining
+    yield "networks", "Networks with a member, present or just gone.", "gauge", server.router.networks
+    yield "addresses", "Addresses held by joined clients.", "gauge", server.router.addresses
 
-    yield one("connections", "Clients that have joined.", "gauge", admission.joined)
-    yield one("max_connections", "Clients that may join.", "gauge", admission.max_connections)
-    yield one("utilization_percent", "Joined of allowed clients.", "gauge", admission.utilization_percent)
-    yield one("frames_total", "Data frames received from clients.", "counter", counters.frames_in)
-    yield one("frames_dropped", "Data frames not passed on.", "unknown", counters.drops.total())
-    yield one("bytes_relayed", "Bytes of the frames passed on.", "unknown", counters.bytes_out)
-    quantiles = counters.latency.quantiles((0.5, 0.99), now)
+    yield "frames_total", "Data frames received from clients.", "counter", counters.frames_in
+    yield "frames_relayed_total", "Data frames passed on.", "counter", counters.frames_out
+    yield "frames_dropped", "Data frames not passed on.", "unknown", counters.drops.total()
+    yield "frames_queued", "Data frames waiting for slow clients.", "gauge", memory.frames
+    yield "bytes_received_total", "Bytes of the frames received.", "counter", counters.bytes_in
+    yield "bytes_relayed", "Bytes of the frames passed on.", "unknown", counters.bytes_out
+    yield "queued_bytes", "Bytes waiting for slow clients.", "gauge", memory.used
+    yield "queue_limit_bytes", "Bytes that may wait for all clients together.", "gauge", memory.limit
+
+    yield "joins_total", "Accepted joins.", "counter", counters.joins
+    if server.listener is not None:
+        yield from _listener(server.listener)
+    if server.certificate is not None:
+        expiry = server.certificate.not_after
+        text = "When the TLS certificate expires, in Unix time."
+        yield "certificate_expiry_timestamp_seconds", text, "gauge", expiry
+
+
+def _listener(listener: Listener) -> Iterator[tuple[str, str, Kind, float]]:
+    yield "accepts_total", "TCP connections accepted.", "counter", listener.accepted
+    yield "accept_errors_total", "Failed accept calls.", "counter", listener.accept_errors
+    text = "Connections closed before they asked for anything, because there were too many such."
+    yield "idle_refused_total", text, "counter", listener.pending_refused
+    text = "Failed TLS handshakes, TLS where it is off, none where it is on."
+    yield "tls_failed_total", text, "counter", listener.tls_failed
+
+
+def _times(server: Server, here: dict[str, str], now: float) -> Iterator[Metric | Latencies]:
+    latency = server.counters.latency
+    quantiles = zip(("0.5", "0.99"), latency.quantiles((0.5, 0.99), now), strict=True)
     yield Metric(
-        "shadowmesh_relay_latency_ms",
+        PREFIX + "latency_ms",
         "From reading a frame until the kernel took its last byte, sampled over the last one to two minutes.",
         "gauge",
-        [
-            (here | {"quantile": name}, round(value * 1000, 3))
-            for name, value in zip(("0.5", "0.99"), quantiles, strict=True)
-        ],
+        [(here | {"quantile": name}, round(value * 1000, 3)) for name, value in quantiles],
     )
-    yield one("frames_relayed_total", "Data frames passed on.", "counter", counters.frames_out)
-    yield one("frames_queued", "Data frames waiting for slow clients.", "gauge", memory.frames)
-    yield one("queued_bytes", "Bytes waiting for slow clients.", "gauge", memory.used)
-    yield by("drops_total", "Data frames dropped.", "reason", counters.drops)
-    yield by("refused_total", "Connections that were not let in.", "reason", counters.refused)
-    if server.listener is not None:
-        yield one(
-            "idle_refused_total",
-            "Connections closed before they asked for anything, because there were too many such.",
-            "counter",
-            server.listener.pending_refused,
-        )
-        yield one("accept_errors_total", "Failed accept calls.", "counter", server.listener.accept_errors)
-    closes = Counter({str(code): n for code, n in counters.closes.items()})
-    yield by("closes_total", "WebSocket close codes sent.", "code", closes)
-    yield one("connections_unjoined", "Connections that have not joined yet.", "gauge", admission.unjoined)
-    yield one("networks", "Networks with a member, present or just gone.", "gauge", server.router.networks)
-    yield one("addresses", "Addresses held by joined clients.", "gauge", server.router.addresses)
-    build = {"version": __version__, "server_name": server.config.server_name}
-    yield Metric("shadowmesh_build_info", "Version of this program.", "gauge", [(here | build, 1)])
+    text = "From reading a frame until the kernel took its last byte, sampled since the start."
+    yield Latencies(PREFIX + "latency_seconds", text, here, latency)
+    if server.lag is not None:
+        text = "How late the event loop came at worst in the last 10 seconds."
+        lag = loop_lag(server, now)
+        yield Metric(PREFIX + "loop_lag_worst_seconds", text, "gauge", [(here, lag)])
+        text = "How late the event loop comes to what is due."
+        yield Latencies(PREFIX + "loop_lag_seconds", text, here, server.lag.histogram)

@@ -16,7 +16,6 @@ Everybody else's claim is refused and changes nothing.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
@@ -88,7 +87,7 @@ class _Device(Generic[C]):
     def __init__(self) -> None:
         self.member: Member[C] | None = None
         self.entries: dict[bytes, _Entry[C]] = {}
-        self.replaced_at: deque[float] = deque(maxlen=REPLACEMENTS)
+        self.replaced_at: tuple[float, ...] = ()  # the last REPLACEMENTS times
 
 
 @dataclass(slots=True)
@@ -151,7 +150,7 @@ class Router(Generic[C]):
         if known and known.member and known.member.instance != instance:
             if len(known.replaced_at) == REPLACEMENTS and now - known.replaced_at[0] < REPLACEMENT_WINDOW:
                 raise JoinError("several running processes use the identity of this device")
-            known.replaced_at.append(now)
+            known.replaced_at = (*known.replaced_at, now)[-REPLACEMENTS:]
         if network is None:
             network = self._networks[network_id] = _Network(network_id)
         device = known or network.devices.setdefault(device_id, _Device())
@@ -194,8 +193,12 @@ class Router(Generic[C]):
             self._away[entry] = None
         member.held.clear()
         self._forget_if_unused(network, member.device)
-        while len(self._away) > self._max_away:
-            self._free(next(iter(self._away)))
+        self._trim()
+
+    def resize(self, max_away: int) -> None:
+        """Set the bound on entries in grace; those beyond it, the oldest, are free."""
+        self._max_away = max_away
+        self._trim()
 
     def expire(self, now: float) -> None:
         """Free the entries whose grace is over. Call it every second or so."""
@@ -209,6 +212,10 @@ class Router(Generic[C]):
         """Whether an address without a route in the member's network had a holder a moment ago."""
         entry = member.network.entries.get(address)
         return entry is not None and entry.member is None
+
+    def _trim(self) -> None:
+        while len(self._away) > self._max_away:
+            self._free(next(iter(self._away)))
 
     def _claim(self, outcome: Outcome[C], addresses: Iterable[bytes], now: float) -> None:
         member = outcome.member

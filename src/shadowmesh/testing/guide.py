@@ -1,9 +1,10 @@
-"""The two configuration files of the deployment guide to the letter, and with the placeholders filled in."""
+"""The deployment guide: its two configuration files, to the letter and filled in; blocks of a page."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -78,6 +79,35 @@ p2p:
   listener_port: 0
 """
 """`/etc/shadowmesh/client-config.yaml`, section "Configuration" of the client, with its placeholders."""
+
+
+class Block(NamedTuple):
+    """A fenced block of a Markdown page."""
+
+    section: str
+    """The headings above it from the second level down, such as `Monitoring / Alerting`."""
+    language: str
+    text: str
+
+
+def blocks(page: str) -> list[Block]:
+    """All fenced blocks of a Markdown page, in order."""
+    found: list[Block] = []
+    headings: list[str] = []
+    pattern = r"^(#+) (.+?)\s*$|^```(\w*)\n(.*?)^```$"
+    for level, heading, language, text in re.findall(pattern, page, re.MULTILINE | re.DOTALL):
+        if heading:
+            headings[max(0, len(level) - 2) :] = [heading] if len(level) > 1 else []
+        else:
+            found.append(Block(" / ".join(headings), language, text))
+    return found
+
+
+def commands(text: str) -> list[str]:
+    """The commands of a shell block: its lines without comments, those that go on with a backslash joined."""
+    lines = text.replace("\\\n", " ").splitlines()
+    bare = (re.sub(r"(^|\s)# .*", "", line).strip() for line in lines)
+    return [line for line in bare if line]
 
 
 def client_config(*, ip: str, key: str, peer_id: str, server: str) -> str:

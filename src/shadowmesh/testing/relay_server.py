@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from ssl import SSLContext
 from time import monotonic
 from typing import Any
 
@@ -25,9 +26,10 @@ class TestRelay:
 
     __test__ = False
 
-    def __init__(self, server: Server, port: int) -> None:
+    def __init__(self, server: Server, port: int, settings: dict[str, Any]) -> None:
         self.server = server
         self.port = port
+        self._settings = settings
         self.url = f"ws://127.0.0.1:{port}/relay?peer_id=test"
 
     @property
@@ -38,6 +40,10 @@ class TestRelay:
     def client(self, **options: Any) -> RelayClient:
         """A client that is not connected yet; see RelayClient."""
         return RelayClient(self.url, **options)
+
+    def reconfigure(self, **changes: Any) -> None:
+        """Let the settings of the start hold, but for `changes`."""
+        self.server.reconfigure(RelayConfig(**(self._settings | changes)))
 
     def check_account(self) -> None:
         """Frames received = relayed + dropped + queued."""
@@ -53,18 +59,20 @@ class TestRelay:
 
 
 @asynccontextmanager
-async def running_relay(timing: Timing = QUICK, **settings: Any) -> AsyncIterator[TestRelay]:
+async def running_relay(
+    timing: Timing = QUICK, ssl: SSLContext | None = None, **settings: Any
+) -> AsyncIterator[TestRelay]:
     """Run a relay with the guide's settings but for `settings`; its account must add up at the end."""
     server = Server(RelayConfig(**settings), timing)
-    listener = await serve("127.0.0.1", 0, server.upgrade, max_frame=MAX_FRAME)
+    server.listener = listener = await serve("127.0.0.1", 0, server.upgrade, max_frame=MAX_FRAME, ssl=ssl)
     watch = asyncio.create_task(server.watch())
-    relay = TestRelay(server, listener.port)
+    relay = TestRelay(server, listener.port, settings)
     try:
         yield relay
         relay.check_account()
     finally:
         listener.close()
-        await server.drain()
+        await server.drain(flush=0)
         await listener.wait_closed()
         watch.cancel()
 

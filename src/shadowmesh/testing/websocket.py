@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from ssl import SSLContext
 from typing import Any
 
+from shadowmesh.net.protocol import READ_BUFFER
 from shadowmesh.net.server import Reject, Request, Server, serve
 from shadowmesh.net.websocket import WebSocket
 
@@ -46,12 +47,14 @@ class RawPeer:
         self.writer = writer
 
     @classmethod
-    async def dial(cls, port: int) -> RawPeer:
-        return cls(*await asyncio.open_connection("127.0.0.1", port, limit=2**22))
+    async def dial(cls, port: int, ssl: SSLContext | None = None) -> RawPeer:
+        return cls(*await asyncio.open_connection("127.0.0.1", port, limit=2**22, ssl=ssl))
 
     @classmethod
-    async def upgraded(cls, port: int, path: str = "/relay", more: str = "") -> RawPeer:
-        peer = await cls.dial(port)
+    async def upgraded(
+        cls, port: int, path: str = "/relay", more: str = "", ssl: SSLContext | None = None
+    ) -> RawPeer:
+        peer = await cls.dial(port, ssl)
         peer.send(UPGRADE.format(path=path, more=more).encode())
         head = await peer.head()
         assert head.startswith("HTTP/1.1 101"), head
@@ -136,10 +139,14 @@ class Recorder(WebSocket):
 
 @asynccontextmanager
 async def serving(
-    upgrade: Callable[[Request], WebSocket | Reject], ssl: SSLContext | None = None
+    upgrade: Callable[[Request], WebSocket | Reject],
+    ssl: SSLContext | None = None,
+    read_buffer_size: int = READ_BUFFER,
 ) -> AsyncIterator[Server]:
     """A server on 127.0.0.1 for messages up to 128 KiB; when left, all its connections are cut."""
-    server = await serve("127.0.0.1", 0, upgrade, max_frame=131072, ssl=ssl)
+    server = await serve(
+        "127.0.0.1", 0, upgrade, max_frame=131072, ssl=ssl, read_buffer_size=read_buffer_size
+    )
     try:
         yield server
     finally:
@@ -158,9 +165,14 @@ async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:
 
 
 def drive(
-    main: Callable[[], Coroutine[Any, Any, None]], *, errors: int | None = 0, seconds: float = 20.0
+    main: Callable[[], Coroutine[Any, Any, None]],
+    *,
+    errors: int | None = 0,
+    seconds: float = 20.0,
+    new_loop: Callable[[], asyncio.AbstractEventLoop] | None = None,
 ) -> list[str]:
-    """Run `main` in a new event loop and return the exceptions nobody handled.
+    """Run `main` in a new event loop (asyncio's unless `new_loop` makes another) and return the exceptions
+    nobody handled.
 
     There must be `errors` of them; None: any number.
     """
@@ -175,6 +187,7 @@ def drive(
         gc.collect()  # exceptions in futures nobody asked are reported when these are collected
         await asyncio.sleep(0)
 
-    asyncio.run(watched())
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(watched())
     assert errors is None or len(unhandled) == errors, unhandled
     return unhandled

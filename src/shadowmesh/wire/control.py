@@ -23,6 +23,8 @@ from shadowmesh.wire.frame import ADDRESS_SIZE, MIN_MAX_FRAME
 
 VERSION = 1
 SUBPROTOCOL = "shadowmesh.v1"
+REJOIN_HEADER = "Shadowmesh-Rejoin"
+"""`1` in an upgrade request of a process that has joined before: it may have a place at a full relay."""
 MAX_CONTROL = 8192
 """Bytes of one control message, in UTF-8."""
 MAX_NESTING = 8

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 
 import pytest
@@ -38,3 +39,24 @@ def test_memory_is_the_field_in_kib() -> None:
     assert processor.memory_kb(status) == 1024
     assert processor.memory_kb(status, "VmHWM") == 2048
     assert processor.memory_kb("Name:\tkthread\n") == 0
+
+
+def test_the_time_a_process_has_run_counts_its_threads() -> None:
+    """On the real clock: a thread of this test's own."""
+    before = processor.run_seconds(os.getpid())
+    told, done = threading.Event(), threading.Event()
+
+    def work() -> None:
+        end = time.thread_time() + 0.05
+        while time.thread_time() < end:
+            pass
+        told.set()
+        done.wait()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    told.wait()
+    spent = processor.run_seconds(os.getpid()) - before
+    done.set()
+    thread.join()
+    assert spent > 0.04

@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 from shadowmesh import __version__
 from shadowmesh.cli import ctl
 from shadowmesh.errors import StartError
+from shadowmesh.testing.certificates import make_certificate
 
 GUIDE = Path(__file__).parents[2] / "guide/config"
 COMMAND = [sys.executable, "-c", "from shadowmesh.cli.ctl import main; main()"]
@@ -41,8 +42,29 @@ def test_check_config_of_the_guides_relay() -> None:
         result = run("check-config", *arguments)
         assert result.exit_code == 0
         assert result.stdout == f"{path}: ok (relay configuration)\n"
-        keys = "worker_threads, read_buffer_size, write_buffer_size, allowed_origins"
-        assert result.stderr == f"note: no effect yet in this version: {keys}\n"
+        warning, note = result.stderr.splitlines()
+        assert warning.startswith(f'warning: {path}:28:3: allowed_origins: "*" lets any web page connect')
+        assert note == "note: no effect yet in this version: worker_threads"
+
+
+def test_check_config_loads_the_certificate(tmp_path: Path) -> None:
+    path, pem = tmp_path / "relay-config.yaml", make_certificate(tmp_path, ["127.0.0.1"])
+    path.write_text(
+        "{region: eu, server_name: r, allowed_origins: [], "
+        f"tls: {{cert_file: '{pem.cert}', key_file: '{pem.key}'}}}}"
+    )
+    result = run("check-config", str(path))
+    assert (result.exit_code, result.stderr) == (0, "")
+
+    make_certificate(tmp_path, ["127.0.0.1"], days=-1)
+    result = run("check-config", str(path))
+    assert result.exit_code == 0
+    assert result.stderr.startswith(f"warning: {path}: tls.cert_file {pem.cert}: expired on ")
+
+    pem.key.unlink()
+    result = run("check-config", str(path))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"{path}: tls.key_file {pem.key}: no such file\n"
 
 
 def test_check_config_of_a_client_made_with_keygen(tmp_path: Path) -> None:

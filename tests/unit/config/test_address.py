@@ -13,10 +13,12 @@ from shadowmesh.config.address import (
     bind_ip,
     host_name,
     host_port,
+    normal_origin,
     overlay_interface,
     overlay_ip,
     prefix,
     relay_url,
+    trusted_proxy,
 )
 
 
@@ -159,6 +161,110 @@ def test_host_port() -> None:
 )
 def test_host_port_refuses(value: str, expected: str) -> None:
     assert words(host_port, value) == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("https://app.example.com", "https://app.example.com"),
+        ("HTTPS://App.Example.COM", "https://app.example.com"),
+        ("https://app.example.com:443", "https://app.example.com"),
+        ("http://app.example.com:80", "http://app.example.com"),
+        ("http://app.example.com:443", "http://app.example.com:443"),
+        ("https://app.example.com:08443", "https://app.example.com:8443"),
+        ("http://localhost:3000", "http://localhost:3000"),
+        ("http://127.0.0.1", "http://127.0.0.1"),
+        ("http://[FD00:0:0::1]:80", "http://[fd00::1]"),
+        ("chrome-extension://ABCdef_-", "chrome-extension://abcdef_-"),
+    ],
+)
+def test_normal_origin(value: str, expected: str) -> None:
+    assert normal_origin(value) == expected
+    assert normal_origin(expected) == expected
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(
+            "",
+            "null",
+            "*",
+            "https",
+            "https:",
+            "//a",
+            "://a",
+            "1a://b",
+            "https://",
+            "https://a b",
+            "https://a\n",
+        ),
+        *(
+            "https://a/",
+            "https://a?b",
+            "https://a#b",
+            "https://u@a",
+            "https://a:0",
+            "https://a:",
+            "https://a,b",
+        ),
+        *(
+            "https://a https://b",
+            "https://::1",
+            "https://[::1",
+            "https://[a]",
+            "https://1.2.3",
+            "https://\xfc.de",
+        ),
+        *("x://", "x://a b", "x://a/b", "x://:1", "https://a:65536", "https://" + "a" * 70),
+    ],
+)
+def test_normal_origin_refuses(value: str) -> None:
+    with pytest.raises(ValueError):
+        normal_origin(value)
+
+
+def test_trusted_proxy() -> None:
+    for value in ("127.0.0.1", "::1", "10.0.0.0/8", "127.0.0.0/8", "192.0.2.7/32", "fd00::/64", "fe80::/10"):
+        assert trusted_proxy(value) == ip_network(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (
+            "0.0.0.0/0",
+            "0.0.0.0/0 trusts so many addresses that others could choose the one they are counted by; "
+            "write those of your proxies",
+        ),
+        (
+            "::/0",
+            "::/0 trusts so many addresses that others could choose the one they are counted by; "
+            "write those of your proxies",
+        ),
+        (
+            "128.0.0.0/1",
+            "128.0.0.0/1 trusts so many addresses that others could choose the one they are counted by; "
+            "write those of your proxies",
+        ),
+        ("10.0.0.7/24", "10.0.0.7/24 has bits set behind its prefix; write 10.0.0.0/24, or 10.0.0.7 alone"),
+        ("fd00::7/64", "fd00::7/64 has bits set behind its prefix; write fd00::/64, or fd00::7 alone"),
+        ("10.0.0.0/33", "/33 is not a prefix length; write one up to 32"),
+        ("10.0.0.0/", "/ is not a prefix length; write one up to 32"),
+        ("::1/129", "/129 is not a prefix length; write one up to 128"),
+        ("10.0.0.0/255.0.0.0", "/255.0.0.0 is not a prefix length; write one up to 32"),
+        ("::ffff:10.0.0.1", "::ffff:10.0.0.1 is an IPv4 address written as IPv6; write 10.0.0.1"),
+        ("0.0.0.0", "0.0.0.0 is no address that a proxy can have; write one such as 127.0.0.1"),
+        ("ff02::1", "ff02::1 is no address that a proxy can have; write one such as 127.0.0.1"),
+        (
+            "proxy.example.com",
+            '"proxy.example.com" is not an IP address; write that of a proxy, such as 127.0.0.1 or '
+            "10.0.0.0/24",
+        ),
+    ],
+)
+def test_trusted_proxy_refuses(value: str, expected: str) -> None:
+    assert words(trusted_proxy, value) == expected
 
 
 def test_bind_ip_and_host_name() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 
-from shadowmesh.config import RelayConfig, parse_relay_config
+from shadowmesh.config import RelayConfig, Tls, parse_relay_config
 from shadowmesh.errors import ConfigError
 
 GUIDE = (Path(__file__).parents[2] / "guide/config/relay-config.yaml").read_text()
+
+ANY_ORIGIN = '"*" lets any web page connect from a visitor\'s browser; [] lets none (daemons always may)'
 
 
 def problems(content: str) -> list[str]:
@@ -20,7 +23,7 @@ def problems(content: str) -> list[str]:
 
 def test_the_guides_file() -> None:
     loaded = parse_relay_config(GUIDE.encode(), "r.yaml")
-    assert loaded.warnings == []
+    assert loaded.warnings == [f"r.yaml:28:3: allowed_origins: {ANY_ORIGIN}"]
     assert loaded.source == "r.yaml"
     assert loaded.config == RelayConfig()  # its values are the defaults
     assert (loaded.config.region, loaded.config.server_name) == ("us-east-1", "relay-us-east-1")
@@ -31,9 +34,7 @@ def test_the_guides_file() -> None:
     )
     assert loaded.config.bind_address is None
     assert loaded.config.allowed_networks == ()
-    assert loaded.config.without_effect == (
-        *("worker_threads", "read_buffer_size", "write_buffer_size", "allowed_origins"),
-    )
+    assert loaded.config.without_effect == ("worker_threads",)
 
 
 def test_every_optional_key() -> None:
@@ -45,10 +46,14 @@ health_bind: '[::1]'
 metrics_bind: 127.0.0.1
 relay_port: "9090"
 metrics_enabled: no
+tls: {cert_file: /etc/letsencrypt/live/r/fullchain.pem, key_file: '/srv/my key.pem'}
+trusted_proxies: [127.0.0.1, "::1", 10.0.0.0/24]
+drain_window: 0
+log_format: JSON
 allowed_networks: [%s]
 public_names: [Relay.Example.com, 'fd00::1']
 log_level: WARN
-allowed_origins: [https://app.example.com:8443]
+allowed_origins: [https://app.example.com:8443, 'HTTPS://App.Example.com:443']
 """
         % (b"aB" * 32),
         "r.yaml",
@@ -61,20 +66,63 @@ allowed_origins: [https://app.example.com:8443]
     assert config.allowed_networks == (b"\xab" * 32,)
     assert config.public_names == ("relay.example.com", "fd00::1")
     assert config.log_level == "warning"
-    assert config.without_effect == ("allowed_origins",)
+    assert config.tls == Tls(cert_file="/etc/letsencrypt/live/r/fullchain.pem", key_file="/srv/my key.pem")
+    assert config.trusted_proxies == tuple(map(ip_network, ("127.0.0.1", "::1", "10.0.0.0/24")))
+    assert (config.drain_window, config.log_format) == (0, "json")
+    assert config.allowed_origins == ("https://app.example.com:8443", "https://app.example.com")
+    assert config.without_effect == ()
     assert loaded.warnings == []
 
 
 def test_a_file_without_names_is_warned_of() -> None:
     assert parse_relay_config(b"relay_port: 1234\n", "r.yaml").warnings == [
+        f"r.yaml:1:1: allowed_origins: is not in the file; its default {ANY_ORIGIN}",
         'r.yaml:1:1: region: is not in the file, so the guide\'s "us-east-1" is shown; add a line for it',
         'r.yaml:1:1: server_name: is not in the file, so the guide\'s "relay-us-east-1" is shown; '
         "add a line for it",
     ]
 
 
+NAMED = "{region: eu, server_name: r, "
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("allowed_origins: ['https://a', '*']", [f"47: allowed_origins: {ANY_ORIGIN}"]),
+        (
+            "allowed_origins: [], zero_knowledge: false",
+            ["67: zero_knowledge: the log shows clients' IP addresses and whole device and network ids"],
+        ),
+        (
+            "allowed_origins: [], frame_logging: true",
+            [
+                "66: frame_logging: the log shows which devices exchange frames, when and how large; "
+                "no content"
+            ],
+        ),
+        (
+            "allowed_origins: [], log_routing: on",
+            ["64: log_routing: the log shows which device holds which address, and what was not delivered"],
+        ),
+        ("allowed_origins: [], zero_knowledge: yes, frame_logging: no, log_routing: off", []),
+    ],
+)
+def test_what_a_setting_means_for_users(line: str, expected: list[str]) -> None:
+    warnings = parse_relay_config(f"{NAMED}{line}}}".encode(), "r.yaml").warnings
+    assert warnings == [f"r.yaml:1:{rest}" for rest in expected]
+
+
+CERT = 'is missing; write it under "tls:", such as cert_file: "/etc/shadowmesh/fullchain.pem"'
+KEY = 'is missing; write it under "tls:", such as key_file: "/etc/shadowmesh/privkey.pem"'
+
+
+@pytest.mark.parametrize("section", ["tls:", "tls: {}", "tls: ~", "tls:\n  # cert_file: /a"])
+def test_an_empty_tls_section_is_not_taken_for_none(section: str) -> None:
+    assert problems(section) == [f"r.yaml:1:1: tls.cert_file: {CERT}", f"r.yaml:1:1: tls.key_file: {KEY}"]
+
+
 NOT_A_PORT = "is out of range; write a number from 1 to 65535"
-OFF = "is not built yet in this version; write false"
 LIST = 'must be a list, with lines that begin with "- "'
 
 
@@ -87,9 +135,38 @@ LIST = 'must be a list, with lines that begin with "- "'
             "{network: {}, region: a, server_name: b}",
             "1:2: network: unknown key; it belongs to the configuration of shadowmesh-daemon",
         ),
-        ("tls: {}", "1:1: tls: is not built yet in this version; remove it"),
+        ("tls: {cert_file: /a}", f"1:1: tls.key_file: {KEY}"),
+        (
+            "tls: {cert_file: /a, key_file: key.pem}",
+            '1:32: tls.key_file: "key.pem" is not an absolute path; write one such as '
+            "/etc/shadowmesh/privkey.pem",
+        ),
+        (
+            "tls: {cert_file: /a, key_file: }",
+            "1:31: tls.key_file: has no value; write one",
+        ),
+        ("tls: /a", '1:6: tls: must be a section, with lines such as "key: value" below it'),
+        (
+            "tls: {cert_file: /a, key_file: /b, min_version: 1.2}",
+            "1:36: tls.min_version: unknown key; known here are cert_file, key_file",
+        ),
+        ("cert_file: /a", "1:1: cert_file: unknown key here; it is known as tls.cert_file"),
         ("auth: {mode: open}", "1:1: auth: is not built yet in this version; remove it"),
-        ("trusted_proxies: []", "1:1: trusted_proxies: is not built yet in this version; remove it"),
+        ("trusted_proxies: 127.0.0.1", f"1:18: trusted_proxies: {LIST}"),
+        (
+            f"trusted_proxies: [{'127.0.0.1,' * 65}]",
+            "1:18: trusted_proxies: has too many entries; at most 64 are allowed",
+        ),
+        (
+            "trusted_proxies: [127.0.0.1, 10.0.0.7/24]",
+            "1:30: trusted_proxies[1]: 10.0.0.7/24 has bits set behind its prefix; write 10.0.0.0/24, or "
+            "10.0.0.7 alone",
+        ),
+        ("drain_window: 601", "1:15: drain_window: 601 is out of range; write a number from 0 to 600"),
+        (
+            "log_format: xml",
+            '1:13: log_format: "xml" is not known here; write one of auto, console, json',
+        ),
         ("relay_port: 0", f"1:13: relay_port: 0 {NOT_A_PORT}"),
         ("relay_port: 65536", f"1:13: relay_port: 65536 {NOT_A_PORT}"),
         ("health_port: -1", f"1:14: health_port: -1 {NOT_A_PORT}"),
@@ -140,12 +217,9 @@ LIST = 'must be a list, with lines that begin with "- "'
             "1:20: write_buffer_size: 0 is out of range; write a number from 1 to 16777216",
         ),
         (
-            "zero_knowledge: false",
-            "1:17: zero_knowledge: a relay that logs client addresses is not built yet in this "
-            "version; write true",
+            "zero_knowledge: maybe",
+            '1:17: zero_knowledge: "maybe" is neither true nor false; write one of them',
         ),
-        ("frame_logging: true", f"1:16: frame_logging: frame logging {OFF}"),
-        ("log_routing: on", f"1:14: log_routing: logging of routes {OFF}"),
         ("log_connections: 1", '1:18: log_connections: "1" is neither true nor false; write one of them'),
         (
             "metrics_enabled: 'maybe'",
@@ -164,8 +238,21 @@ LIST = 'must be a list, with lines that begin with "- "'
         ("allowed_origins:", f"1:17: allowed_origins: {LIST}"),
         (
             "allowed_origins: ['*', 'https://a/b']",
-            '1:24: allowed_origins[1]: "https://a/b" is not an origin; write "*" or one such as '
-            '"https://app.example.com"',
+            '1:24: allowed_origins[1]: "https://a/b" is not an origin, which ends before the path; write '
+            '"https://a"',
+        ),
+        (
+            "allowed_origins: ['https://*.example.com']",
+            '1:19: allowed_origins[0]: "https://*.example.com" has a "*", which stands only alone; write '
+            "each origin by itself",
+        ),
+        (
+            "allowed_origins: [wss://a]",
+            "1:19: allowed_origins[0]: an origin is where the page is from; write https:// instead of wss://",
+        ),
+        (
+            "allowed_origins: ['null']",
+            '1:19: allowed_origins[0]: "null" is not an origin; write one such as https://app.example.com',
         ),
         (
             "allowed_networks: [ab]",

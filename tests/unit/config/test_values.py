@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from shadowmesh.config.values import choice, flag, flag_only, hex32, label, level, shown, text, whole
+from shadowmesh.config.values import (
+    absolute,
+    choice,
+    flag,
+    flag_only,
+    hex32,
+    label,
+    level,
+    shown,
+    text,
+    whole,
+)
 
 
 @pytest.mark.parametrize("word", ["true", "True", "TRUE", "yes", "on", True])
@@ -76,6 +87,14 @@ def test_shown_is_short_ascii_and_hides_what_may_be_a_key() -> None:
     assert shown("caf\u00e9") == '"caf\\xe9"'
     assert len(shown("z" * 1000)) == 62
     assert shown("x" + "0a" * 16) == "(a long hex text)"
+
+
+def test_absolute() -> None:
+    parse = absolute("/etc/x.pem")
+    assert parse("/a/b c") == "/a/b c"
+    for value in ("a", "./a", "~/a", ""):
+        with pytest.raises(ValueError, match=r"is not an absolute path; write one such as /etc/x\.pem"):
+            parse(value)
 
 
 def test_choice_level_label_hex() -> None:

@@ -4,12 +4,17 @@ import io
 import json
 import logging
 import os
+import re
+import sys
+import threading
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
 
 import pytest
 import structlog
 
-from shadowmesh.observe.logging import MAX_WAITING, Lines, configure, get_logger
+from shadowmesh.observe.logging import LIBRARY_BURST, MAX_WAITING, Lines, Style, configure, get_logger
 
 
 @pytest.fixture(autouse=True)
@@ -93,3 +98,108 @@ def test_lines_come_in_order() -> None:
         lines.write(f"{i}\n")
     lines.drain()
     assert stream.getvalue() == "".join(f"{i}\n" for i in range(100))
+
+
+@pytest.fixture
+def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TextIO]:
+    """A stream that $JOURNAL_STREAM names as the journal's."""
+    with (tmp_path / "journal").open("w+") as stream:
+        status = os.fstat(stream.fileno())
+        monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+        yield stream
+
+
+def written(stream: TextIO) -> str:
+    stream.flush()
+    stream.seek(0)
+    return stream.read()
+
+
+def test_the_journal_gets_priorities_and_no_second_time(journal: TextIO) -> None:
+    configure("debug", stream=journal)
+    log = get_logger("relay")
+    for say in (log.debug, log.info, log.warning, log.error, log.critical):
+        say("said", n=1)
+    logging.getLogger("asyncio").error("loop trouble")
+    assert written(journal).splitlines() == [
+        "<7>[debug] said [relay] n=1",
+        "<6>[info] said [relay] n=1",
+        "<4>[warning] said [relay] n=1",
+        "<3>[error] said [relay] n=1",
+        "<2>[critical] said [relay] n=1",
+        "<3>[error] loop trouble [asyncio]",
+    ]
+
+
+def test_console_in_the_journal_keeps_the_time_and_json_is_an_object_behind_the_priority(
+    journal: TextIO,
+) -> None:
+    configure("info", "console", journal)
+    get_logger("relay").warning("said")
+    configure("info", "json", journal)
+    get_logger("relay").error("said")
+    console, json_line = written(journal).splitlines()
+    assert re.fullmatch(r"<4>\d{4}-\d\d-\d\dT[\d:.]+Z \[warning\] said \[relay\]", console)
+    assert json_line.startswith("<3>{")
+    assert json.loads(json_line[3:])["event"] == "said"
+
+
+@pytest.mark.parametrize("style", ["auto", "json"])
+def test_each_line_of_a_traceback_has_its_priority(journal: TextIO, style: Style) -> None:
+    configure("info", style, journal)
+    try:
+        raise ValueError("first\nsecond")
+    except ValueError:
+        get_logger("relay").exception("failed")
+    lines = written(journal).splitlines()
+    assert len(lines) == 1 if style == "json" else len(lines) >= 5
+    assert all(line.startswith("<3>") for line in lines)
+
+
+def test_another_stream_than_the_journal_gets_no_priorities(journal: TextIO, tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w+") as stream:
+        configure("info", stream=stream)
+        get_logger("relay").info("said")
+        assert written(stream).endswith("Z [info] said [relay]\n")
+
+
+def test_nothing_in_a_value_makes_a_line_or_reaches_the_terminal(journal: TextIO) -> None:
+    configure("info", stream=journal)
+    get_logger("relay").info("said\n<0>forged", agent="x\n<0>forged", other="\x1b[31m\u2028", good="ü", n=1)
+    logging.getLogger("asyncio").warning("one\n<0>two")
+    said, library = written(journal).removesuffix("\n").split("\n")
+    assert said == "<6>[info] said\\n<0>forged [relay] agent=x\\n<0>forged other=\\x1b[31m\\u2028 good=ü n=1"
+    assert library == "<4>[warning] one; <0>two [asyncio]"
+
+
+def test_a_second_call_changes_level_and_style_of_loggers_that_exist() -> None:
+    out = io.StringIO()
+    configure("warning", stream=out)
+    log = get_logger("relay")
+    log.info("not shown")
+    configure("debug", "json", out)
+    log.debug("shown")
+    configure("error", "json", out)
+    log.warning("not shown")
+    (line,) = out.getvalue().splitlines()
+    assert json.loads(line)["event"] == "shown"
+
+
+def test_a_second_call_starts_no_second_writer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    configure("info")
+    threads = threading.active_count()
+    for style in ("json", "console", "auto"):
+        configure("info", style)
+    assert threading.active_count() == threads
+
+
+def test_a_library_cannot_fill_the_disk() -> None:
+    out = io.StringIO()
+    configure("info", stream=out)
+    for _ in range(1000):
+        logging.getLogger("uvicorn.error").warning("Invalid HTTP request received.")
+    logging.getLogger("asyncio").error("another one is heard")
+    lines = out.getvalue().splitlines()
+    assert LIBRARY_BURST <= len(lines) - 1 <= LIBRARY_BURST + 2
+    assert "another one is heard [asyncio] unlogged_before=9" in lines[-1]

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from shadowmesh.relay.admission import Admission, GoneLimiter, source_of
+from shadowmesh.relay.admission import Admission, GoneLimiter, Refusal
 
 
-def connect(admission: Admission, source: str) -> int | None:
+def connect(admission: Admission, source: str) -> Refusal | None:
     refusal = admission.refuses(source)
     if refusal is None:
         admission.open(source)
@@ -16,14 +16,14 @@ def connect(admission: Admission, source: str) -> int | None:
 def test_unjoined_connections_are_bounded(max_connections: int, unjoined: int) -> None:
     admission = Admission(max_connections)
     answers = [connect(admission, f"s{number}") for number in range(unjoined + 1)]
-    assert answers == [None] * unjoined + [503]
+    assert answers == [None] * unjoined + ["too_many_unjoined"]
     admission.leave_unjoined("s0")
     assert connect(admission, "s0") is None
 
 
 def test_sixteen_unjoined_connections_per_source() -> None:
     admission = Admission(1000)
-    assert [connect(admission, "a") for _ in range(17)] == [None] * 16 + [429]
+    assert [connect(admission, "a") for _ in range(17)] == [None] * 16 + ["too_many_from_source"]
     assert connect(admission, "b") is None
     admission.leave_unjoined("a")
     assert connect(admission, "a") is None
@@ -35,16 +35,22 @@ def test_utilization() -> None:
     assert admission.utilization_percent == pytest.approx(4.2)
 
 
-@pytest.mark.parametrize(
-    ("ip", "source"),
-    [
-        ("192.0.2.1", "192.0.2.1"),
-        ("::ffff:192.0.2.1", "192.0.2.1"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-    ],
-)
-def test_a_source_is_an_ipv4_address_or_an_ipv6_network(ip: str, source: str) -> None:
-    assert source_of(ip) == source
+def test_a_full_relay_lets_in_only_who_says_that_it_was_here() -> None:
+    admission = Admission(2)
+    admission.joined = 2
+    assert admission.full
+    assert (admission.refuses("a"), admission.refuses("a", rejoin=True)) == ("full", None)
+    admission.unjoined = admission.max_unjoined
+    assert admission.refuses("a", rejoin=True) == "too_many_unjoined"
+
+
+def test_new_bounds_send_nobody_away() -> None:
+    admission = Admission(1000)
+    admission.joined = 500
+    admission.resize(400)
+    assert (admission.full, admission.max_unjoined, admission.utilization_percent) == (True, 100, 125.0)
+    admission.resize(501)
+    assert not admission.full
 
 
 def test_gone_once_a_second_for_each_destination() -> None:

@@ -244,3 +244,13 @@ def test_entries_in_grace_are_bounded_and_the_oldest_goes_first() -> None:
         device = bytes((number,)) * 32
         relay.router.leave(relay.join(f"c{number}", device, [address(number)]).member, float(number))
     assert [relay.router.is_away(witness, address(n)) for n in range(5)] == [False, False, True, True, True]
+
+
+def test_a_smaller_bound_on_entries_in_grace_holds_at_once() -> None:
+    relay = Relay(max_away=3)
+    witness = relay.join("w", BOB, []).member
+    for number in range(3):
+        device = bytes((number,)) * 32
+        relay.router.leave(relay.join(f"c{number}", device, [address(number)]).member, float(number))
+    relay.router.resize(1)
+    assert [relay.router.is_away(witness, address(n)) for n in range(3)] == [False, False, True]

@@ -1,16 +1,33 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from structlog.testing import capture_logs
 
 from shadowmesh.config import RelayConfig
 from shadowmesh.net.server import Reject, Request
-from shadowmesh.relay.connection import Connection
-from shadowmesh.relay.server import Server
+from shadowmesh.relay.connection import Connection, Logged
+from shadowmesh.relay.server import AWAY_PER_CONNECTION, Server
+from shadowmesh.relay.timing import Timing
 
 
-def request(path: str = "/relay", peer_id: str = "x", protocols: tuple[str, ...] = ()) -> Request:
-    return Request(path, {"peer_id": peer_id}, {}, ("192.0.2.7", 1234), protocols)
+def request(
+    path: str = "/relay",
+    peer_id: str = "x",
+    protocols: tuple[str, ...] = (),
+    headers: dict[str, str] | None = None,
+) -> Request:
+    return Request(path, {"peer_id": peer_id}, headers or {}, ("192.0.2.7", 1234), protocols)
+
+
+def config(**settings: Any) -> RelayConfig:
+    """As from a file."""
+    return RelayConfig(**settings)
+
+
+def status(answer: Connection | Reject) -> int:
+    return answer.status if isinstance(answer, Reject) else 101
 
 
 @pytest.fixture
@@ -27,25 +44,20 @@ def test_refusals_are_all_counted_but_not_all_logged(server: Server) -> None:
     assert all("192.0.2.7" not in str(line) for line in logs)
 
 
-def test_the_next_logged_refusal_tells_how_many_were_not(server: Server) -> None:
-    with capture_logs() as logs:
-        for _ in range(13):
-            server.refused("protocol", "192.0.2.7")
-        skipped = 13 - len(logs)
-        server._refusal_log.burst, server._refusal_log._tokens = 20, 20
-        server.refused("protocol", "192.0.2.7")
-    assert logs[-1]["unlogged_before"] == skipped
-
-
 def test_sources_are_hashed_under_a_key_of_this_run(server: Server) -> None:
     other = Server(RelayConfig())
-    assert server.source_hash("192.0.2.7") == server.source_hash("192.0.2.7")
-    assert server.source_hash("192.0.2.7") != server.source_hash("192.0.2.8")
-    assert server.source_hash("192.0.2.7") != other.source_hash("192.0.2.7")
+    assert server.shown_source("192.0.2.7") == server.shown_source("192.0.2.7")
+    assert server.shown_source("192.0.2.7") != server.shown_source("192.0.2.8")
+    assert server.shown_source("192.0.2.7") != other.shown_source("192.0.2.7")
+
+
+def test_ips_are_shown_where_the_configuration_says_so() -> None:
+    server = Server(RelayConfig(zero_knowledge=False))
+    assert server.shown_source("2001:db8:1:2:3:4:5:6") == "2001:db8:1:2:3:4:5:6"
 
 
 @pytest.mark.parametrize(
-    ("asked", "status"),
+    ("asked", "expected"),
     [
         (request("/"), 404),
         (request("/relay/"), 404),
@@ -54,10 +66,70 @@ def test_sources_are_hashed_under_a_key_of_this_run(server: Server) -> None:
         (request(peer_id="a\n"), 400),
     ],
 )
-def test_upgrades_are_refused(server: Server, asked: Request, status: int) -> None:
-    answer = server.upgrade(asked)
-    assert isinstance(answer, Reject)
-    assert answer.status == status
+def test_upgrades_are_refused(server: Server, asked: Request, expected: int) -> None:
+    assert status(server.upgrade(asked)) == expected
+
+
+def test_the_order_of_answers() -> None:
+    """Each fault is mended in turn, and the next one shows."""
+    server = Server(config(allowed_origins=["https://app.example.com"], max_connections=1))
+    evil, good = {"Origin": "https://evil.example"}, {"Origin": "https://app.example.com"}
+    for _ in range(16):
+        server.admission.open("192.0.2.7")
+    server.admission.max_unjoined = 16
+    server.admission.joined, server.draining = 1, True
+
+    assert status(server.upgrade(request("/", peer_id="", headers=evil))) == 404
+    assert status(server.upgrade(request(peer_id="", headers=evil))) == 400
+    assert status(server.upgrade(request(headers=evil))) == 403
+    answers = [server.upgrade(request(headers=good))]
+    server.draining = False
+    answers.append(server.upgrade(request(headers=good)))
+    server.admission.leave_unjoined("192.0.2.7")
+    server.admission.max_unjoined = 15
+    answers.append(server.upgrade(request(headers=good)))
+    server.admission.max_unjoined = 16
+    answers.append(server.upgrade(request(headers=good)))
+    assert [(status(each), each.body) for each in answers if isinstance(each, Reject)] == [
+        (503, "the relay restarts; come again in a moment"),
+        (429, "too many connections from this source have not joined yet"),
+        (503, "too many connections have not joined yet"),
+        (503, "the relay is full"),
+    ]
+    assert all(each.headers["Retry-After"] == "5" for each in answers if isinstance(each, Reject))
+    assert status(server.upgrade(request(headers=good | {"Shadowmesh-Rejoin": "1"}))) == 101
+    assert status(server.upgrade(request(headers=good | {"shadowmesh-rejoin": "yes"}))) == 503
+    counted = {"origin": 1, "draining": 1, "too_many_from_source": 1, "full": 3}
+    assert {kind: n for kind, n in server.counters.refused.items() if n} == counted
+
+
+def test_a_new_configuration_reaches_every_table(server: Server) -> None:
+    server.reconfigure(
+        config(
+            max_connections=8,
+            queue_size=7,
+            connection_timeout=6,
+            allowed_origins=[],
+            trusted_proxies=["192.0.2.7"],
+            log_routing=True,
+        )
+    )
+    assert (server.admission.max_connections, server.memory.max_frames) == (8, 7)
+    assert server.router._max_away == 8 * AWAY_PER_CONNECTION
+    assert (server.timing.keepalive, server.timing.dead, server.timing.join) == (2, 6, 10)
+    assert status(server.upgrade(request(headers={"Origin": "https://app.example.com"}))) == 403
+    connection = server.upgrade(request(headers={"X-Real-IP": "198.51.100.1"}))
+    assert isinstance(connection, Logged)
+    assert (connection.client, connection.source) == (("198.51.100.1", 0), "198.51.100.1")
+    assert (server.frame_log is None, server.routing_log is None) == (True, False)
+
+
+def test_timers_that_a_test_or_the_file_sets_stay() -> None:
+    server = Server(RelayConfig(), Timing(keepalive=1, dead=2, tick=0.1))
+    server.reconfigure(RelayConfig(region="elsewhere"))
+    assert (server.timing.keepalive, server.timing.dead) == (1, 2)
+    server.reconfigure(RelayConfig(connection_timeout=30))
+    assert (server.timing.keepalive, server.timing.dead, server.timing.tick) == (10, 25, 0.1)
 
 
 @pytest.mark.parametrize(

@@ -26,3 +26,42 @@ def test_changes_are_merged_into_nested_mappings() -> None:
 
 def test_without_changes_the_text_is_left_as_it_is() -> None:
     assert guide.merged(guide.RELAY_CONFIG, {}) is guide.RELAY_CONFIG
+
+
+PAGE = """\
+# Title
+
+```sh
+before any section
+```
+
+## One
+
+### A
+
+```yaml
+# not a heading
+a: 1
+```
+
+### B
+
+## Two
+
+```
+no language
+```
+"""
+
+
+def test_blocks_have_the_headings_above_them() -> None:
+    assert guide.blocks(PAGE) == [
+        ("", "sh", "before any section\n"),
+        ("One / A", "yaml", "# not a heading\na: 1\n"),
+        ("Two", "", "no language\n"),
+    ]
+
+
+def test_commands_are_lines_without_comments() -> None:
+    text = "# why\nfirst --port 1 \\\n    --more\n\nip link  # on Linux\necho 'a#b'\n"
+    assert guide.commands(text) == ["first --port 1      --more", "ip link", "echo 'a#b'"]

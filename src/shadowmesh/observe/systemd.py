@@ -1,0 +1,73 @@
+"""What systemd wants to hear from a service of Type=notify: sd_notify(3), in the words of its man page.
+
+Outside systemd, that is without $NOTIFY_SOCKET, everything here does nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Mapping
+
+PATIENCE = 0.1
+"""Seconds that a message may wait for a systemd too busy to take it; then it is lost."""
+
+
+class Notifier:
+    """Sends states of this process to the systemd that started it."""
+
+    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+        name = environment.get("NOTIFY_SOCKET", "")
+        self._address = "\0" + name[1:] if name.startswith("@") else name
+        self._status = ""
+        self.watchdog = _watchdog(environment) if name else None
+        """Seconds within which systemd wants a sign of life, over and over; None if it does not."""
+
+    def ready(self, status: str) -> None:
+        """The start, or a reload, is done."""
+        self._status = status
+        self._send(f"READY=1\nSTATUS={status}")
+
+    def reloading(self) -> None:
+        """A reload begins; `ready` must follow."""
+        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def stopping(self, status: str) -> None:
+        """The end has begun."""
+        self._status = status
+        self._send(f"STOPPING=1\nSTATUS={status}")
+
+    def status(self, text: str) -> None:
+        """One line for people, shown by `systemctl status`; sent only when it is another one."""
+        if text != self._status:
+            self._status = text
+            self._send(f"STATUS={text}")
+
+    async def feed_watchdog(self) -> None:
+        """Give signs of life from the event loop, twice as often as asked for, until cancelled.
+
+        An event loop that hangs gives none: then systemd ends the process and starts it anew.
+        """
+        while self.watchdog is not None:
+            self._send("WATCHDOG=1")
+            await asyncio.sleep(self.watchdog / 2)
+
+    def _send(self, message: str) -> None:
+        if not self._address:
+            return
+        # A socket for each message: systemd may have made its own anew in between.
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.settimeout(PATIENCE)
+            try:
+                sender.sendto(message.encode(), self._address)
+            except OSError:
+                pass  # nobody there to tell, and nothing to do about it
+
+
+def _watchdog(environment: Mapping[str, str]) -> float | None:
+    if environment.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return None
+    usec = environment.get("WATCHDOG_USEC", "")
+    return int(usec) / 1e6 if usec.isdecimal() and usec.isascii() and int(usec) > 0 else None

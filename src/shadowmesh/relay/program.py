@@ -1,0 +1,189 @@
+"""The relay as a program: its start and end, signals, reloads, and what systemd hears of them."""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import gc
+import os
+import resource
+import signal
+import sys
+from typing import TYPE_CHECKING, cast
+
+from shadowmesh import __version__
+from shadowmesh.config.loader import DEFAULT_RELAY_PATH, load_relay_config
+from shadowmesh.config.reload import changed, merged, needs_restart
+from shadowmesh.errors import ConfigError, StartError
+from shadowmesh.net.loop import run_loop
+from shadowmesh.observe.logging import Style, configure, get_logger
+from shadowmesh.observe.systemd import Notifier
+from shadowmesh.relay.app import Relay, start
+
+if TYPE_CHECKING:
+    from shadowmesh.config.loader import Loaded
+    from shadowmesh.config.relay import RelayConfig
+
+FILES_BESIDE_CLIENTS = 256
+"""Open files that the relay needs besides one for each joined client."""
+STATUS_SECONDS = 3.0
+"""How often systemd's status line is brought up to date."""
+
+log = get_logger("relay")
+
+
+def run(loaded: Loaded[RelayConfig], file: str | None) -> None:
+    """Run a relay until SIGTERM or SIGINT; a second one ends it at once. `file` is that of the command line.
+
+    Raises StartError; after a bug that has been logged, it ends with status 1.
+    """
+    faulthandler.enable()  # systemd's watchdog ends a hanging program with SIGABRT: say where it hung
+    program = _Program(loaded, file)
+    run_loop(program.run())
+    if program.failed:
+        sys.exit(1)
+
+
+class _Program:
+    """One run of the program."""
+
+    def __init__(self, loaded: Loaded[RelayConfig], file: str | None) -> None:
+        self.failed = False
+        self._config = loaded.config
+        self._source = loaded.source
+        # A file once read is missed when it is gone; without one, each reload looks whether there is one now.
+        self._file = file or (DEFAULT_RELAY_PATH if loaded.source == DEFAULT_RELAY_PATH else None)
+        self._notifier = Notifier()
+        self._stop = asyncio.Event()
+        self._hangup = asyncio.Event()
+        self._relay: Relay
+
+    async def run(self) -> None:
+        """From the start to the end of the event loop."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal, number)
+        loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
+        files = _raise_file_limit()
+        self._relay = await start(self._config)
+        # What exists now stays: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        self._say_ready()
+        self._check_files(files)
+        self._notifier.ready(self._status())
+        reloading = asyncio.create_task(self._reload_on_hangup(files), name="reload")
+        telling = asyncio.create_task(self._tell_status(), name="status")
+        feeding = asyncio.create_task(self._notifier.feed_watchdog(), name="watchdog")
+        for task in (*self._relay.tasks, reloading, telling, feeding):
+            task.add_done_callback(self._on_task_done)
+
+        await self._stop.wait()
+        reloading.cancel()
+        self._notifier.stopping(self._status())
+        log.info("relay is stopping", connections=self._relay.server.admission.joined)
+        await self._relay.stop()
+        log.info("relay has stopped")
+
+    def _on_signal(self, number: int) -> None:
+        if self._stop.is_set():
+            os._exit(128 + number)
+        self._stop.set()
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.critical("an internal error ends the relay", part=task.get_name(), exc_info=error)
+            self.failed = True
+            self._stop.set()
+
+    # What is said
+
+    def _say_ready(self) -> None:
+        config, relay = self._config, self._relay
+        log.info(
+            "relay is ready",
+            version=__version__,
+            region=config.region,
+            server_name=config.server_name,
+            relay_port=relay.listener.port,
+            health_port=relay.health.port,
+            metrics_port=relay.metrics.port if relay.metrics else "off",
+            tls="on" if config.tls else "off",
+            origins=", ".join(config.allowed_origins) or "none",
+            trusted_proxies=", ".join(map(str, config.trusted_proxies)) or "none",
+            max_connections=config.max_connections,
+            connection_timeout=config.connection_timeout,
+            queue_size=config.queue_size,
+            drain_window=config.drain_window,
+            processes=1,
+            config=self._source,
+        )
+        if config.without_effect:
+            log.info("settings that have no effect in this version", keys=", ".join(config.without_effect))
+
+    def _check_files(self, allowed: int) -> None:
+        needed = self._config.max_connections + FILES_BESIDE_CLIENTS
+        if allowed < needed:
+            log.warning(
+                "too few open files for max_connections; raise LimitNOFILE of the service",
+                allowed=allowed,
+                needed=needed,
+            )
+
+    def _status(self) -> str:
+        admission = self._relay.server.admission
+        share = f"{admission.joined} of {admission.max_connections} connections"
+        if self._stop.is_set():
+            return f"Stopping: {len(self._relay.server.connections)} connections left"
+        return f"Serving {share} ({admission.utilization_percent:.1f} %)"
+
+    async def _tell_status(self) -> None:
+        while True:
+            await asyncio.sleep(STATUS_SECONDS)
+            self._notifier.status(self._status())
+
+    # Reload
+
+    async def _reload_on_hangup(self, files: int) -> None:
+        while True:
+            await self._hangup.wait()
+            self._hangup.clear()
+            self._notifier.reloading()
+            try:
+                await self._reload()
+                self._check_files(files)
+            except ConfigError as error:
+                for problem in error.problems:
+                    log.error(problem)
+                log.error("configuration not reloaded", problems=len(error.problems))
+            except StartError as error:
+                log.error("configuration not reloaded", why=str(error))
+            except Exception:
+                # A bug in a reload costs the reload, not the clients.
+                log.exception("configuration not reloaded")
+            self._notifier.ready(self._status())
+
+    async def _reload(self) -> None:
+        old, loaded = self._config, load_relay_config(self._file)
+        config = merged(old, loaded.config)
+        await self._relay.reconfigure(config)
+        self._config, self._source = config, loaded.source
+        if loaded.source == DEFAULT_RELAY_PATH:
+            self._file = DEFAULT_RELAY_PATH
+        configure(config.log_level, cast(Style, config.log_format))
+        for warning in loaded.warnings:
+            log.warning(warning)
+        for refusal in needs_restart(old, loaded.config):
+            log.warning(refusal)
+        log.info(
+            "configuration reloaded",
+            changed=", ".join(changed(old, loaded.config)) or "nothing",
+            config=loaded.source,
+        )
+
+
+def _raise_file_limit() -> int:
+    """Allow as many open files as the system lets us; return how many that is."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return hard

@@ -1,0 +1,81 @@
+"""The pages that an administrator follows, and how their commands are typed into a machine of the lab."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from shadowmesh.testing import guide
+from shadowmesh.testing.machine import Machine
+from shadowmesh.testing.netlab import missing_tools
+
+ROOT = Path(__file__).parents[2]
+
+NOT_RUN = {
+    "sudo apt": "scripts/setup test has installed what the tests need",
+    "sudo git ": "this tree is what it would fetch",
+    "cd /opt/shadowmesh && sudo git ": "this tree is what it would fetch",
+    "cd /opt/shadowmesh && sudo ./scripts/setup ": "takes a minute; tests/unit/test_scripts.py tests it",
+    "sudo certbot ": "needs a public name",
+    "sudo systemctl ": "needs a booted systemd",
+    "sudo journalctl ": "needs a booted systemd",
+    "wget https://github.com/": "there is no release to download yet",
+}
+"""How commands begin that the tests leave out, and why."""
+
+
+class Page(NamedTuple):
+    """A page of Markdown with fenced blocks."""
+
+    path: Path
+
+    def blocks(self) -> list[guide.Block]:
+        return guide.blocks(self.path.read_text())
+
+    def text(self, section: str, number: int = 0) -> str:
+        """The block `number` below this heading."""
+        return [block.text for block in self.blocks() if block.section == section][number]
+
+    def commands(self, section: str, number: int = 0) -> list[str]:
+        """The commands of a block."""
+        return guide.commands(self.text(section, number))
+
+    def run(
+        self, machine: Machine, section: str, number: int = 0, input: str | None = None
+    ) -> dict[str, str]:
+        """Type the commands of a block, but for NOT_RUN; what each printed. One that fails is a LabError."""
+        return {
+            command: machine.shell(command, input=input).stdout
+            for command in self.commands(section, number)
+            if not left_out(command)
+        }
+
+
+GUIDE = Page(Path(__file__).with_name("deployment-guide.md"))
+"""The deployment guide to the letter."""
+DEPLOY = Page(ROOT / "docs/deploy.md")
+"""Ours."""
+
+
+def left_out(command: str) -> bool:
+    """Whether the tests leave this command out."""
+    return command.startswith(tuple(NOT_RUN))
+
+
+def need(**tools: str) -> None:
+    """Skip the test unless these commands are there; the values are their Debian packages."""
+    if missing := missing_tools({name.replace("_", "-"): package for name, package in tools.items()}):
+        pytest.skip("; ".join(missing))
+
+
+WSCAT = ROOT / ".venv/wscat/node_modules/.bin/wscat"
+
+
+def install_wscat(machine: Machine) -> None:
+    """Put wscat where `npm install -g wscat` does; skips the test without it."""
+    need(node="nodejs")
+    if not WSCAT.exists():
+        pytest.skip("wscat is not installed: scripts/setup test")
+    machine.link("/usr/local/bin/wscat", str(WSCAT))

@@ -1,0 +1,113 @@
+"""docs/deploy.md typed into one machine in the page's order, up to TLS."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import pytest
+
+from guide.pages import DEPLOY, GUIDE, ROOT, need
+from shadowmesh.testing import guide
+from shadowmesh.testing.machine import Machine
+from shadowmesh.testing.netlab import Lab
+from shadowmesh.testing.program import Program
+
+pytestmark = pytest.mark.netns
+
+UNIT = "/etc/systemd/system/shadowmesh-relay.service"
+
+
+class Relay(NamedTuple):
+    """A machine on which the page has been followed up to the start of the relay."""
+
+    machine: Machine
+    program: Program
+    checked: str
+
+
+@pytest.fixture(scope="module")
+def relay() -> Iterator[Relay]:
+    need(curl="curl", useradd="passwd")
+    with Lab("a") as lab:
+        machine = Machine(lab.relay)
+        DEPLOY.run(machine, "A relay / Prepare")
+        machine.copy("/opt/shadowmesh", ROOT)
+        DEPLOY.run(machine, "A relay / Install")
+        DEPLOY.run(machine, "A relay / Configure")
+        (checked,) = DEPLOY.run(machine, "A relay / Configure", 1).values()
+        DEPLOY.run(machine, "A relay / Service")
+        start = re.search(r"^ExecStart=(.*)$", machine.path(UNIT).read_text(), re.MULTILINE)
+        assert start is not None
+        program = machine.start(start[1], name="shadowmesh-relay")
+        program.wait_for_text("relay is ready")
+        yield Relay(machine, program, checked)
+
+
+def test_the_relay_runs_from_the_clone_on_the_file_of_the_guide(relay: Relay) -> None:
+    config = "/etc/shadowmesh/relay-config.yaml"
+    assert relay.machine.path(config).read_text() == guide.RELAY_CONFIG
+    assert relay.checked
+    assert re.search(rf"config={re.escape(config)}\b", relay.program.text())
+
+
+def test_the_unit_fits_what_has_been_prepared(relay: Relay) -> None:
+    need(systemd_analyze="systemd")
+    assert relay.machine.shell(f"systemd-analyze verify {UNIT} 2>&1").stdout == ""
+    unit = relay.machine.path(UNIT).read_text()
+    for directory in re.findall(r"^ReadWritePaths=(.*)$", unit, re.MULTILINE):
+        assert relay.machine.path(directory).is_dir()
+    (user,) = re.findall(r"^User=(.*)$", unit, re.MULTILINE)
+    assert relay.machine.shell(f"id -nu {user}").stdout == f"{user}\n"
+
+
+def test_what_it_answers(relay: Relay) -> None:
+    section = "A relay / Verify"
+    health, ready, status, metrics = DEPLOY.run(relay.machine, section).values()
+    shown = DEPLOY.text(section, 1)
+    assert shown == GUIDE.text("Relay Server Deployment / 6. Verify Relay Server", 1)
+    assert {**json.loads(health), "uptime": ""} == {**json.loads(shown), "uptime": ""}
+    assert json.loads(ready)["status"] == "ready"
+    assert json.loads(status)["version"]
+    assert "shadowmesh_relay_connections{" in metrics
+
+
+def test_what_helps_in_trouble(relay: Relay) -> None:
+    """wscat itself runs in test_relay.py."""
+    need(netstat="net-tools")
+    netstat, wscat, journal = DEPLOY.commands("When it does not work")
+    assert re.search(rf":9545 .* LISTEN +{relay.program.pid}/", relay.machine.shell(netstat).stdout)
+    assert [netstat, journal, wscat] == GUIDE.commands("Troubleshooting / Relay Server Issues")
+
+
+def test_firewall_by_ufw(relay: Relay) -> None:
+    need(ufw="ufw", iptables="iptables")
+    DEPLOY.run(relay.machine, "A relay / Firewall", input="y\n")
+    ours, theirs = (
+        set(page.commands(section))
+        for page, section in (
+            (DEPLOY, "A relay / Firewall"),
+            (GUIDE, "Relay Server Deployment / 7. Firewall Configuration"),
+        )
+    )
+    assert ours - theirs == {"sudo ufw allow 22/tcp comment 'SSH'"}
+    assert not theirs - ours
+    assert "22/tcp" in relay.machine.shell("ufw status").stdout
+
+
+def test_rules_for_nftables(relay: Relay) -> None:
+    need(nft="nftables")
+    DEPLOY.run(relay.machine, "A relay / Firewall", 1)
+    unit = relay.machine.path("/etc/systemd/system/shadowmesh-firewall.service").read_text()
+    (start,) = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)
+    relay.machine.shell(start)
+    (shown,) = DEPLOY.run(relay.machine, "A relay / Firewall", 2).values()
+    assert "limit rate over 20/second burst 200 packets" in shown
+
+
+def test_rules_for_iptables(relay: Relay) -> None:
+    need(iptables="iptables")
+    _, shown = DEPLOY.run(relay.machine, "A relay / Firewall", 3).values()
+    assert "limit: above 20/sec burst 200" in shown

@@ -1,0 +1,108 @@
+"""Every block of the guide and of docs/deploy.md is known to a test, or has a reason why none runs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from guide.pages import DEPLOY, GUIDE, NOT_RUN, Page, left_out
+from shadowmesh.config import load_client_config
+from shadowmesh.errors import ConfigError
+from shadowmesh.testing import guide
+
+LEFT_OUT = "each of its commands is one of NOT_RUN"
+CLIENTS = "a client chapter, for the issue that builds it"
+
+# For each section, in the order of its blocks: the file that tests it, or why there is none.
+KNOWN = {
+    GUIDE: {
+        "Architecture Overview": ["a picture"],
+        "Relay Server Deployment / 1. Server Preparation": ["test_relay.py"],
+        "Relay Server Deployment / 2. Binary Installation": ["test_relay.py"],
+        "Relay Server Deployment / 3. Configuration": ["test_relay.py"],
+        "Relay Server Deployment / 4. Systemd Service": ["test_relay.py"],
+        "Relay Server Deployment / 5. Start Relay Server": [LEFT_OUT],
+        "Relay Server Deployment / 6. Verify Relay Server": ["test_relay.py", "test_relay.py"],
+        "Relay Server Deployment / 7. Firewall Configuration": ["test_firewall.py"],
+        "Client Daemon Deployment / Linux Client / Installation": [CLIENTS],
+        "Client Daemon Deployment / Linux Client / Configuration": [CLIENTS],
+        "Client Daemon Deployment / Linux Client / Systemd Service": [CLIENTS, CLIENTS],
+        "Client Daemon Deployment / macOS Client / Installation": [CLIENTS],
+        "Client Daemon Deployment / macOS Client / Launch Daemon (as service)": [CLIENTS, CLIENTS],
+        "Client Daemon Deployment / Windows Client / Windows Service Installation": [CLIENTS],
+        "Multi-Region Relay Deployment / Configuration": ["test_relay.py"],
+        "Monitoring / Prometheus Metrics": ["test_relay.py"],
+        "Monitoring / Alerting": ["test_monitoring.py"],
+        "Security Hardening / 1. TLS/HTTPS Support": ["test_tls.py", "test_tls.py"],
+        "Security Hardening / 2. Rate Limiting": ["test_firewall.py"],
+        "Security Hardening / 3. Authentication (Future)": ["test_pages.py"],
+        "Scaling / Horizontal Scaling": ["a public DNS zone; and relays do not work together yet"],
+        "Troubleshooting / Relay Server Issues": ["test_relay.py"],
+        "Troubleshooting / Client Issues": [CLIENTS],
+    },
+    DEPLOY: {
+        "A relay / Prepare": ["test_deploy.py"],
+        "A relay / Install": ["test_deploy.py"],
+        "A relay / Configure": ["test_deploy.py", "test_deploy.py"],
+        "A relay / Service": ["test_deploy.py"],
+        "A relay / Verify": ["test_deploy.py", "test_deploy.py"],
+        "A relay / Firewall": ["test_deploy.py", "test_deploy.py", "test_deploy.py", "test_deploy.py"],
+        "TLS": ["test_tls.py"],
+        "TLS / With nginx": ["test_tls.py", "test_tls.py"],
+        "TLS / In the relay": ["test_tls.py", "test_tls.py", "test_tls.py"],
+        "Reload": [LEFT_OUT],
+        "Restart and upgrade": [LEFT_OUT],
+        "Several relays": ["test_relay.py"],
+        "When it does not work": ["test_deploy.py"],
+    },
+}
+PAGES = pytest.mark.parametrize("page", [GUIDE, DEPLOY], ids=["guide", "deploy"])
+
+
+@PAGES
+def test_every_block_is_known(page: Page) -> None:
+    there: dict[str, int] = {}
+    for block in page.blocks():
+        there[block.section] = there.get(block.section, 0) + 1
+    assert there == {section: len(blocks) for section, blocks in KNOWN[page].items()}
+
+
+@PAGES
+def test_the_files_named_use_these_blocks(page: Page) -> None:
+    for section, blocks in KNOWN[page].items():
+        parts = section.rpartition(" / ")
+        for file in {name for name in blocks if name.endswith(".py")} - {"test_monitoring.py"}:
+            text = Path(__file__).with_name(file).read_text()
+            assert f'"{section}"' in text or f' / {parts[2]}"' in text, (section, file)
+
+
+@PAGES
+def test_what_is_left_out_is_left_out_for_a_reason(page: Page) -> None:
+    for section, blocks in KNOWN[page].items():
+        for number, name in enumerate(blocks):
+            commands = page.commands(section, number)
+            if name == LEFT_OUT:
+                assert all(left_out(command) for command in commands)
+
+
+def test_every_reason_is_needed() -> None:
+    commands = [
+        command for page in KNOWN for block in page.blocks() for command in guide.commands(block.text)
+    ]
+    assert not [start for start in NOT_RUN if not any(command.startswith(start) for command in commands)]
+
+
+def test_the_configuration_files_of_the_guide_are_those_of_the_test_kit() -> None:
+    assert GUIDE.text("Relay Server Deployment / 3. Configuration") == guide.RELAY_CONFIG
+    assert GUIDE.text("Client Daemon Deployment / Linux Client / Configuration") == guide.CLIENT_CONFIG
+
+
+def test_an_api_key_is_refused_in_words(tmp_path: Path) -> None:
+    relay = yaml.safe_load(GUIDE.text("Security Hardening / 3. Authentication (Future)"))
+    text = guide.client_config(ip="10.10.10.1/24", key="ab" * 31 + "cd", peer_id="a", server="-")
+    file = tmp_path / "client-config.yaml"
+    file.write_text(guide.merged(text, relay))
+    with pytest.raises(ConfigError, match=r"relay\.api_key: .*not built yet"):
+        load_client_config(str(file))

@@ -1,0 +1,117 @@
+"""A certificate that is renewed while the relay runs, as Let's Encrypt's is."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shadowmesh.testing.certificates import make_certificate
+from shadowmesh.testing.program import wait_for
+from shadowmesh.testing.relay_client import RelayClient, address, frame
+from shadowmesh.testing.relay_program import RelayProgram
+
+LOOK = 0.05
+QUICK = f"from shadowmesh.relay import app; app.CERTIFICATE_SECONDS = {LOOK}"
+
+
+class Renewing:
+    """A relay with TLS whose certificate is renewed."""
+
+    def __init__(self, directory: Path, before: str = "") -> None:
+        self.directory = directory
+        files = make_certificate(directory, ["127.0.0.1"])
+        self.trust = ssl.create_default_context(cafile=files.ca)
+        settings = {"tls": {"cert_file": str(files.cert), "key_file": str(files.key)}}
+        self.relay = RelayProgram(directory, settings, before=before)
+        self.url = self.relay.url.replace("ws:", "wss:")
+
+    def renew(self, days: int = 30) -> bytes:
+        """Replace the two files; the new certificate."""
+        path = make_certificate(self.directory, ["127.0.0.1"], days=days).cert
+        return ssl.PEM_cert_to_DER_cert(path.read_text())
+
+    async def shown(self) -> bytes:
+        """The certificate that a new client sees."""
+        async with RelayClient(self.url, ssl=self.trust) as client:
+            tls: ssl.SSLObject = client.ws.transport.get_extra_info("ssl_object")
+            der = tls.getpeercert(binary_form=True)
+            assert der is not None
+            return der
+
+    async def until_shown(self, certificate: bytes) -> None:
+        """Wait until new clients see this certificate."""
+        deadline = time.monotonic() + 10
+        while await self.shown() != certificate:
+            assert time.monotonic() < deadline
+            await asyncio.sleep(LOOK)
+
+
+@pytest.fixture
+def renewing(tmp_path: Path) -> Iterator[Renewing]:
+    renewing = Renewing(tmp_path, QUICK)
+    with renewing.relay.ready():
+        yield renewing
+
+
+def test_a_renewal_under_traffic(renewing: Renewing) -> None:
+    async def scenario() -> None:
+        url, trust = renewing.url, renewing.trust
+        async with RelayClient(url, ssl=trust) as a, RelayClient(url, ssl=trust) as b:
+            await a.join(address("a"), device="a")
+            await b.join(address("b"), device="b")
+            sent, going = 0, True
+
+            async def talk() -> None:
+                nonlocal sent
+                while going:
+                    await a.send(frame(address("b"), address("a"), sent.to_bytes(4)))
+                    sent += 1
+                    await asyncio.sleep(0.001)
+
+            talking = asyncio.create_task(talk())
+            for _ in range(3):
+                await renewing.until_shown(renewing.renew())
+            going = False
+            await talking
+            assert sent
+            assert [int.from_bytes((await b.next_data())[33:]) for _ in range(sent)] == list(range(sent))
+
+    asyncio.run(scenario())
+    assert "[info] certificate renewed [relay]" in renewing.relay.text()
+    assert "tls=on" in renewing.relay.text()
+
+
+@pytest.mark.parametrize("broken", ["cert.pem", "key.pem"])
+def test_a_broken_renewal_is_said_once_and_the_old_certificate_stays(renewing: Renewing, broken: str) -> None:
+    relay, words = renewing.relay, "certificate not renewed, the one in use stays"
+    old = asyncio.run(renewing.shown())
+    for times in (1, 2):
+        (renewing.directory / broken).write_text("nonsense" * times)
+        wait_for(lambda times=times: relay.text().count(words) == times, "error line")  # type: ignore[misc]
+        time.sleep(5 * LOOK)
+        assert relay.text().count(words) == times
+        assert asyncio.run(renewing.shown()) == old
+    (renewing.directory / broken).unlink()
+    wait_for(lambda: relay.text().count(words) == 3, "error line")
+    assert broken in relay.text().splitlines()[-1]
+    assert "configuration not reloaded" in relay.hang_up()
+    assert asyncio.run(renewing.shown()) == old
+    asyncio.run(renewing.until_shown(renewing.renew()))
+
+
+def test_a_certificate_that_works_for_nobody_is_used_and_warned_of(renewing: Renewing) -> None:
+    renewing.renew(days=-1)
+    renewing.relay.wait_for_text(r"\[warning\] tls.cert_file \S+: expired on .*\n.*certificate renewed")
+
+
+def test_a_reload_takes_a_renewed_certificate_at_once(tmp_path: Path) -> None:
+    renewing = Renewing(tmp_path)
+    with renewing.relay.ready() as relay:
+        new = renewing.renew()
+        relay.hang_up()
+        assert asyncio.run(renewing.shown()) == new

@@ -1,0 +1,62 @@
+"""monitoring/*.yml by promtool: each alert is tested both ways and has its runbook; the guide's are there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from shadowmesh.testing import guide
+from shadowmesh.testing.prometheus import MONITORING, promtool
+
+ROOT = MONITORING.parent
+
+
+def load(file: str) -> Any:
+    return yaml.safe_load((MONITORING / file).read_text())
+
+
+def alerts() -> list[dict[str, Any]]:
+    (group,) = load("alerts.yml")["groups"]
+    rules: list[dict[str, Any]] = group["rules"]
+    return rules
+
+
+def test_promtool_accepts_configuration_and_rules() -> None:
+    checked = promtool("check", "config", "--lint-fatal", "prometheus.yml")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert f"{len(alerts())} rules found" in checked.stdout
+
+
+def test_promtool_sees_each_alert_fire_and_stay_quiet() -> None:
+    tested = promtool("test", "rules", "alerts_test.yml")
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+    expected = [case for test in load("alerts_test.yml")["tests"] for case in test["alert_rule_test"]]
+    names = [rule["alert"] for rule in alerts()]
+    assert len(names) == len(set(names))
+    assert {case["alertname"] for case in expected if case["exp_alerts"]} == set(names)
+    assert {case["alertname"] for case in expected if not case["exp_alerts"]} == set(names)
+
+
+def test_the_job_of_the_alerts_is_scraped() -> None:
+    assert [job["job_name"] for job in load("prometheus.yml")["scrape_configs"]] == ["shadowmesh-relay"]
+
+
+def test_each_alert_has_a_severity_words_and_a_runbook() -> None:
+    page = (ROOT / "docs/monitoring.md").read_text()
+    for rule in alerts():
+        assert rule["labels"]["severity"] in ("critical", "warning", "info")
+        assert rule["annotations"].keys() == {"summary", "description", "runbook"}
+        assert rule["annotations"]["runbook"] == f"docs/monitoring.md#{rule['alert'].lower()}"
+        assert f"\n### {rule['alert']}\n" in page
+
+
+def test_the_alerts_of_the_guide_are_there_unchanged() -> None:
+    page = (Path(__file__).parents[2] / "guide/deployment-guide.md").read_text()
+    (block,) = (block for block in guide.blocks(page) if block.section == "Monitoring / Alerting")
+    ours = {rule["alert"]: rule for rule in alerts()}
+    wanted = yaml.safe_load(block.text)
+    assert len(wanted) == 3
+    for rule in wanted:
+        assert rule == {key: ours[rule["alert"]][key] for key in ("alert", "expr", "for")}
