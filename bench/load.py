@@ -133,6 +133,11 @@ class Load:
         self._latencies: Latencies = {}
         self._late: array[int] = array("q")
 
+    @property
+    def arrived(self) -> tuple[int, int]:
+        """Frames and payload bytes of all runs so far. Between two runs that is also what was sent."""
+        return self._frames, self._payload
+
     def saturate(self, bursts: Sequence[Burst], warm: float, seconds: float) -> Sample:
         """As much as goes, after `warm` seconds for `seconds`; flow n sends `bursts[n]`, all in turn."""
         of_flow = dict(zip(self._flows, bursts, strict=True))

@@ -167,7 +167,9 @@ def _started(lab: Lab, subject: str, effort: Effort) -> Iterator[Program]:
     """A fresh program to be measured, in R."""
     most = effort.most + FILES_BESIDE
     if subject == OWN:
-        program = lab.start_relay(max_connections=most)
+        # All come from one address, faster than clients do.
+        limits = {"connects_per_second": 0, "connections_per_source": 0}
+        program = lab.start_relay(max_connections=most, limits=limits)
     else:
         way = f"listen {RELAY_IP4}:{PROXY_PORT}; proxy_pass {lab['a'].ip4}:{PROXY_PORT};"
         block = f"stream {{ server {{ {way} proxy_buffer_size 64k; }} }}"

@@ -208,6 +208,7 @@ class World:
                 self.connect(client)
             case 11:
                 self.relay.reconfigure(LOGGING if what >> 4 & 1 else QUIET)
+                self.relay.memory.limit = MEMORY
             case 12 if client.socket.member is not None:
                 client.socket.draining = True
                 client.socket.member.connection.drain(1000)

@@ -34,7 +34,7 @@ def main(name: str, arguments: list[str]) -> None:
         f"-max_len={target.MAX_SIZE}",
         f"-dict={words}",
         f"-artifact_prefix={found}-",
-        "-timeout=10",
+        "-timeout=60",
         "-rss_limit_mb=1024",
         "-print_final_stats=1",
     ]

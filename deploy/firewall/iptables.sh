@@ -14,8 +14,11 @@ rules() {
     "$iptables" -w -N SHADOWMESH 2>/dev/null || : # is there already
     "$iptables" -w -A SHADOWMESH -i lo -j RETURN
     "$iptables" -w -A SHADOWMESH -p tcp -m multiport --dports 8080,9090 ! -s "$internal" -j DROP
+    # After 10 s of silence a source has its burst again; forgotten sooner, it would have it sooner. A full table would
+    # drop all new sources.
     "$iptables" -w -A SHADOWMESH -p tcp -m multiport --dports 443,9545 -m conntrack --ctstate NEW \
         -m hashlimit --hashlimit-name shadowmesh --hashlimit-mode srcip --hashlimit-srcmask "$prefix" \
+        --hashlimit-htable-expire 10000 --hashlimit-htable-max 1048576 \
         --hashlimit-above 20/second --hashlimit-burst 200 -j DROP
     "$iptables" -w -I INPUT 1 -j SHADOWMESH
 }

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 
+LEAST_RATE = 10_000
+"""Bytes per second of the slowest limit to be had: below, one large frame takes longer than a ping may."""
+
 
 class TokenBucket:
     """Allows `rate` events per second on average and `burst` at once; starts full."""

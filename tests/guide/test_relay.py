@@ -74,9 +74,11 @@ def test_the_configuration_is_ours_too_and_valid(relay: Relay) -> None:
     config = "/etc/shadowmesh/relay-config.yaml"
     assert relay.machine.path(config).read_text() == guide.RELAY_CONFIG
     checked = relay.machine.shell(f"shadowmesh check-config {config}")
-    assert "allowed_origins" in checked.stdout + checked.stderr  # "*" gives a warning, nothing else does
+    # "*" and everybody who comes give a warning, nothing else does.
+    for key in ("allowed_origins", "auth.mode"):
+        assert key in checked.stdout + checked.stderr
     assert re.search(rf"config={re.escape(config)}\b", relay.program.text())
-    assert len(re.findall(r"\[warning", relay.program.text())) == 1
+    assert len(re.findall(r"\[warning", relay.program.text())) == 2
 
 
 def test_the_unit_is_valid(relay: Relay) -> None:

@@ -8,6 +8,7 @@ import json
 from base64 import b64decode, b64encode
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,9 +19,13 @@ from websockets.typing import Subprotocol
 
 from shadowmesh.crypto.keys import DeviceKeys, NetworkKeys
 from shadowmesh.daemon.link import Identity, RelayLink
+from shadowmesh.testing.hostile_clients import Siege, under_attack
+from shadowmesh.testing.hostile_clients import source as from_source
+from shadowmesh.testing.light_client import join_message
 from shadowmesh.testing.relay_client import RelayClient, address, frame, key, public
 from shadowmesh.testing.relay_server import QUICK, TestRelay, running_relay, with_relay
-from shadowmesh.testing.websocket import drive, until
+from shadowmesh.testing.websocket import TEXT, UPGRADE, drive, until
+from shadowmesh.testing.websocket import frame as websocket_frame
 
 A, B = address("a"), address("b")
 SUBPROTOCOL = Subprotocol("shadowmesh.v1")
@@ -286,6 +291,77 @@ async def test_a_frame_bears_only_an_address_of_its_sender(relay: TestRelay) -> 
         await m.send(frame(A, address("m"), b"as m"))
         assert await a.next_data() == frame(A, address("m"), b"as m")
         assert relay.counters.drops["foreign_source"] == 2
+
+
+FORGERIES: dict[str, dict[str, Any]] = {
+    "another device's": {"device": public(key("honest a")).hex()},
+    "another network's": {"network": public(key("no such")).hex()},
+    "small order": {"network": SMALL[0], "device": SMALL[1]},
+    "too many addresses": {"addresses": [f"{n:032x}" for n in range(49)]},
+    "bad signature": {},
+    "replay": {},
+}
+
+
+def forged(kind: str, challenge: bytes, recorded: bytes) -> bytes:
+    """The answer of an outsider, or of a member in another one's name, to a challenge."""
+    if kind == "replay":
+        return recorded
+    join = join_message(challenge, "attacker", **FORGERIES[kind])
+    if kind == "bad signature":
+        join["device_signature"] = join["network_signature"]
+    return json.dumps(join).encode()
+
+
+@pytest.mark.parametrize("kind", FORGERIES)
+def test_a_flood_of_joins_that_are_refused(kind: str) -> None:
+    """From as many sources as it takes not to be refused earlier; newcomers find their way in between."""
+
+    @under_attack()
+    async def attack(siege: Siege) -> None:
+        first = await siege.upgraded()
+        _, challenge = await first.frame()
+        recorded = json.dumps(join_message(challenge, "recorded")).encode()
+        first.send(websocket_frame(TEXT, recorded))
+        assert b"joined" in (await first.frame())[1]
+        for wave in range(10):
+            peers = [await siege.upgraded(from_source(20 * wave + number)) for number in range(20)]
+            for peer in peers:
+                _, challenge = await peer.frame()
+                peer.send(websocket_frame(TEXT, forged(kind, challenge, recorded)))
+            for peer in peers:
+                assert await peer.close_code() == 4001
+                peer.writer.transport.abort()
+            newcomer = await siege.joined(f"newcomer {wave}")
+            newcomer.peer.writer.transport.abort()
+        assert siege.relay.counters.refused["join_refused"] == 200
+        await siege.relay.until(lambda: siege.relay.server.admission.joined == 3, "leaving")
+        assert siege.relay.server.router.addresses == 3
+        assert siege.relay.server.admission.unjoined == 0
+
+    attack()
+
+
+def test_connections_that_do_not_join_from_both_sides() -> None:
+    """The next one is told to come later, until the first is out of time. Who is in stays in."""
+
+    @under_attack(max_connections=100)
+    async def attack(siege: Siege) -> None:
+        admission = siege.relay.server.admission
+        waiting = [
+            await siege.upgraded(from_source(number // 16)) for number in range(admission.max_unjoined)
+        ]
+        late = await siege.dial()
+        late.send(UPGRADE.format(path="/relay?peer_id=x", more="").encode())
+        assert (await late.head()).startswith("HTTP/1.1 503 ")
+        await siege.talk()
+        siege.relay.server.timing = replace(siege.relay.server.timing, join=0.1)
+        for peer in waiting:
+            assert await peer.close_code() == 4002
+        siege.relay.server.timing = replace(siege.relay.server.timing, join=10)
+        await siege.joined("newcomer")
+
+    attack()
 
 
 # -- relays that lie

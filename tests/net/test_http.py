@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 
 import httpx
 import pytest
@@ -13,7 +14,7 @@ from starlette.routing import Route
 
 from shadowmesh.errors import StartError
 from shadowmesh.net import http as http_module
-from shadowmesh.net.http import HttpServer, serve_http
+from shadowmesh.net.http import MAX_CONNECTIONS, HttpServer, serve_http
 from shadowmesh.net.listen import listen
 
 
@@ -21,11 +22,15 @@ async def hello(_: Request) -> Response:
     return PlainTextResponse("hello")
 
 
+async def large(_: Request) -> Response:
+    return PlainTextResponse("x" * 50_000_000)
+
+
 async def fail(_: Request) -> Response:
     raise ValueError
 
 
-APP = Starlette(routes=[Route("/hello", hello), Route("/fail", fail)])
+APP = Starlette(routes=[Route("/hello", hello), Route("/large", large), Route("/fail", fail)])
 
 
 def play(scenario: Callable[[HttpServer], Awaitable[None]], host: str | None = "127.0.0.1") -> None:
@@ -129,17 +134,63 @@ def test_requests_are_bounded_in_time(request_bytes: bytes, monkeypatch: pytest.
     play(scenario)
 
 
-def test_connections_are_bounded_in_number(monkeypatch: pytest.MonkeyPatch) -> None:
+REQUEST = b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def connected(stack: ExitStack, port: int, source: str = "127.0.0.1", request: bytes = b"") -> socket.socket:
+    peer = stack.enter_context(socket.create_connection(("127.0.0.1", port), 5, (source, 0)))
+    peer.sendall(request)
+    peer.setblocking(False)
+    return peer
+
+
+async def are_open(*peers: socket.socket) -> list[bool]:
+    """Whether the server has left each connection open."""
+
+    async def is_open(peer: socket.socket) -> bool:
+        try:
+            async with asyncio.timeout(0.1):
+                return await asyncio.get_running_loop().sock_recv(peer, 1) != b""
+        except (TimeoutError, ConnectionResetError) as error:
+            return isinstance(error, TimeoutError)
+
+    return await asyncio.gather(*map(is_open, peers))
+
+
+@pytest.mark.parametrize("part", [b"", b"GET /hello HT"])
+def test_those_who_ask_nothing_keep_nobody_out(part: bytes) -> None:
+    """As many connections as there may be, and more: who asks is answered."""
+
+    async def scenario(server: HttpServer) -> None:
+        with ExitStack() as stack:
+            for _ in range(MAX_CONNECTIONS + 10):
+                connected(stack, server.port, request=part)
+            assert (await answer(server.port, REQUEST)).startswith(b"HTTP/1.1 200 ")
+
+    play(scenario)
+
+
+def test_one_too_many_costs_the_oldest_of_the_source_that_has_most(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_module, "MAX_CONNECTIONS", 3)
 
     async def scenario(server: HttpServer) -> None:
-        idle = [await asyncio.open_connection("127.0.0.1", server.port) for _ in range(3)]
-        request = b"GET /hello HTTP/1.1\r\nHost: x\r\n\r\n"
-        assert (await answer(server.port, request)).startswith(b"HTTP/1.1 503 ")
-        for _, writer in idle:
-            writer.close()
-            await writer.wait_closed()
-        while not (await answer(server.port, request)).startswith(b"HTTP/1.1 200 "):
-            await asyncio.sleep(0.01)
+        with ExitStack() as stack:
+            first = connected(stack, server.port, "127.0.0.2")
+            crowd = [connected(stack, server.port, "127.0.0.3") for _ in range(4)]
+            assert await are_open(first, *crowd) == [True, False, False, True, True]
+            last = [connected(stack, server.port, f"127.0.0.{n}") for n in (4, 5)]
+            assert await are_open(first, *crowd[2:], *last) == [False, False, True, True, True]
+
+    play(scenario)
+
+
+def test_one_who_does_not_take_the_answer_keeps_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_module, "MAX_CONNECTIONS", 1)
+
+    async def scenario(server: HttpServer) -> None:
+        with ExitStack() as stack:
+            slow = connected(stack, server.port, request=REQUEST.replace(b"/hello", b"/large"))
+            await asyncio.get_running_loop().sock_recv(slow, 1)
+            assert (await answer(server.port, REQUEST)).startswith(b"HTTP/1.1 200 ")
 
     play(scenario)

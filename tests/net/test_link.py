@@ -256,12 +256,12 @@ def test_another_version() -> None:
         (1000, 0.02, "the relay closed the connection (1000): text"),
         (1008, 0.02, "the relay closed the connection (1008): text"),
         (1012, 0.02, "the relay stops or restarts"),
-        (1013, 0.02, "the relay is full: text"),
+        (1013, 0.02, "the relay has no place for us: text"),
         (4001, 30.0, "the relay refused the join: text"),
         (4002, 0.02, "the relay gave up waiting for the join: text"),
         (4003, 30.0, "the relay closed the connection (4003): text"),
         (4004, 60.0, "duplicate_device: another process uses this device's key: text"),
-        (4005, 30.0, "the relay withdrew our credentials: text"),
+        (4005, 30.0, "the relay withdrew our access: text"),
     ],
 )
 def test_close_codes(code: int, retry_in: float, words: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import platform
 import re
 import time
 from collections.abc import Awaitable, Callable
@@ -141,6 +142,8 @@ def test_metrics_have_the_names_and_labels_of_the_guide() -> None:
         assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
         lines = response.text.splitlines()
         for line in (
+            f'shadowmesh_build_info{{python_version="{platform.python_version()}",region="us-east-1",'
+            f'server_name="relay-here",version="{__version__}"}} 1.0',
             'shadowmesh_relay_connections{region="us-east-1"} 2.0',
             'shadowmesh_relay_max_connections{region="us-east-1"} 1000.0',
             'shadowmesh_relay_utilization_percent{region="us-east-1"} 0.2',
@@ -161,7 +164,7 @@ def test_metrics_have_the_names_and_labels_of_the_guide() -> None:
             'shadowmesh_relay_latency_ms{quantile="0.99",region="us-east-1"}',
         ]
 
-    play(scenario)
+    play(scenario, server_name="relay-here")
 
 
 def test_nothing_names_a_client() -> None:

@@ -9,7 +9,6 @@ from time import monotonic
 
 import pytest
 
-from shadowmesh.relay.outbox import Memory, Outbox
 from shadowmesh.relay.timing import Timing
 from shadowmesh.testing.relay_client import RelayClient, address, frame
 from shadowmesh.testing.relay_server import QUICK, TestRelay, with_relay
@@ -198,11 +197,3 @@ async def test_latency_is_sampled(relay: TestRelay) -> None:
         for _ in range(32):
             await b.next_data()
         assert 0 < relay.counters.latency.quantiles((0.5,), 0.0)[0] < 1
-
-
-def test_default_outbox_holds_more_than_one_tcp_window() -> None:
-    drops: Counter[str] = Counter()
-    outbox = Outbox(Memory(1000, drops))
-    for _ in range(6 * 1024 * 1024 // 65_536):
-        outbox.push(bytes(65_536), 0.0)
-    assert not drops

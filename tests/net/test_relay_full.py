@@ -144,6 +144,6 @@ async def test_our_client_says_that_it_was_here(relay: TestRelay) -> None:
         await relay.until(lambda: relay.server.admission.joined == 0, "the loss")
         await other.join(B)
         await relay.until(lambda: len(reasons) == 3, "the second refusal")
-        assert reasons[1:] == ["the connection was lost", "the relay is full"]
+        assert reasons[1:] == ["the connection was lost", "the relay has no place for us: the relay is full"]
     running.cancel()
     await asyncio.wait({running})

@@ -32,15 +32,22 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_start_up_lines_name_ports_and_what_has_no_effect(relay: RelayProgram) -> None:
-    origins, ready, without_effect = relay.wait_for(
-        lambda: lines if len(lines := relay.text().splitlines()) > 2 else None, "three lines"
+    auth, origins, ready, without_effect = relay.wait_for(
+        lambda: lines if len(lines := relay.text().splitlines()) > 3 else None, "four lines"
     )
-    assert "[warning] " in origins
-    assert "allowed_origins" in origins
-    assert f"relay_port={relay.relay_port} health_port={relay.health_port}" in ready
-    assert f"metrics_port={relay.metrics_port}" in ready
+    assert re.search(r"\[warning\] .*: auth\.mode: ", auth)
+    assert re.search(r"\[warning\] .*: allowed_origins: ", origins)
+    assert f"relay_port=*:{relay.relay_port} health_port=*:{relay.health_port}" in ready
+    assert f"metrics_port=*:{relay.metrics_port} tls=off" in ready
     assert "processes=1" in ready
-    for fact in ("tls=off", "origins=*", "trusted_proxies=none", "max_connections=1000", "drain_window=3"):
+    for fact in (
+        "tls=off",
+        "auth=open",
+        "origins=*",
+        "trusted_proxies=none",
+        "max_connections=1000",
+        "drain_window=3",
+    ):
         assert fact in ready
     assert without_effect.endswith(" keys=worker_threads")
     assert "\x1b" not in relay.text()
@@ -56,7 +63,9 @@ def test_logs_hold_no_address_of_a_client_and_only_short_ids(relay: RelayProgram
     asyncio.run(scenario())
     relay.wait_for_text("client left")
     text = relay.text()
-    assert re.search(r"client joined \[relay\] device=[0-9a-f]{8} network=[0-9a-f]{8} peer_id=test ", text)
+    shown = r"device=[0-9a-f]{8} network=[0-9a-f]{8} peer_id=[0-9a-f]{8}"
+    assert re.search(rf"client joined \[relay\] {shown} ", text)
+    assert "peer_id=test" not in text
     assert "client refused [relay] why=protocol detail='not JSON' source=" in text
     assert "127.0.0.1" not in text
     assert not re.search(r"[0-9a-f]{16}", text)
@@ -73,6 +82,7 @@ def test_open_files_are_raised_and_health_answers(relay: RelayProgram) -> None:
 def test_a_taken_port_is_said_in_words_with_status_1(relay: RelayProgram) -> None:
     second = run("--config", str(relay.config))
     assert second.returncode == 1
+    assert "[error] relay cannot start [relay] why='health_port " in second.stderr.splitlines()[-1]
     assert "another program has this port" in second.stderr
     assert "Traceback" not in second.stderr
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import ssl
 import time
 from collections.abc import Iterator
@@ -82,8 +83,9 @@ def test_a_renewal_under_traffic(renewing: Renewing) -> None:
             assert [int.from_bytes((await b.next_data())[33:]) for _ in range(sent)] == list(range(sent))
 
     asyncio.run(scenario())
-    assert "[info] certificate renewed [relay]" in renewing.relay.text()
-    assert "tls=on" in renewing.relay.text()
+    day = r"\d{4}-\d\d-\d\d"
+    assert re.search(rf"\[info\] certificate renewed \[relay\] valid_until={day}\n", renewing.relay.text())
+    assert re.search(rf" tls=on certificate_valid_until={day} ", renewing.relay.text())
 
 
 @pytest.mark.parametrize("broken", ["cert.pem", "key.pem"])
@@ -104,9 +106,11 @@ def test_a_broken_renewal_is_said_once_and_the_old_certificate_stays(renewing: R
     asyncio.run(renewing.until_shown(renewing.renew()))
 
 
-def test_a_certificate_that_works_for_nobody_is_used_and_warned_of(renewing: Renewing) -> None:
+def test_an_expired_certificate_does_not_take_the_place_of_a_valid_one(renewing: Renewing) -> None:
+    before = asyncio.run(renewing.shown())
     renewing.renew(days=-1)
-    renewing.relay.wait_for_text(r"\[warning\] tls.cert_file \S+: expired on .*\n.*certificate renewed")
+    renewing.relay.wait_for_text(r"not renewed, the one in use stays .*expired on .*the one in use is valid")
+    assert asyncio.run(renewing.shown()) == before
 
 
 def test_a_reload_takes_a_renewed_certificate_at_once(tmp_path: Path) -> None:

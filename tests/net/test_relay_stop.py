@@ -122,6 +122,7 @@ def test_a_second_signal_ends_it_at_once(
             assert relay.wait(1.0) == 128 + numbers[1]
 
     asyncio.run(scenario())
+    assert f"a second signal ends the relay at once [relay] signal={numbers[1].name}" in relay.text()
 
 
 def test_sigterm_under_load_loses_no_queued_frame(relay: RelayProgram) -> None:

@@ -222,6 +222,39 @@ def test_connections_without_a_request_are_bounded_per_source(monkeypatch: pytes
     drive(main)
 
 
+def test_who_is_not_admitted_is_closed_at_once_and_nobody_else() -> None:
+    async def main() -> None:
+        async with serving(accept_all) as server:
+            asked: list[str] = []
+            server.admits = lambda ip: not asked.append(ip) and len(asked) != 2  # type: ignore[func-returns-value]
+            first = await RawPeer.upgraded(server.port)
+            second = await RawPeer.dial(server.port)
+            await second.eof()
+            third = await RawPeer.upgraded(server.port)
+            assert asked == ["127.0.0.1"] * 3
+            assert (server.accepted, len(server.connections), len(server._pending)) == (3, 2, 0)
+            for peer in (first, second, third):
+                await peer.close()
+
+    drive(main)
+
+
+def test_what_counts_as_one_source_before_the_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "MAX_PENDING_PER_SOURCE", 2)
+    monkeypatch.setattr(server_module, "_is_loopback", lambda host: False)
+
+    async def main() -> None:
+        async with serving(accept_all) as server:
+            server.source_of = lambda ip: "all"
+            peers = [await RawPeer.dial(server.port, source=f"127.0.0.{number}") for number in (1, 2, 3)]
+            await peers[2].eof()
+            assert server.pending_refused == 1
+            for peer in peers:
+                await peer.close()
+
+    drive(main)
+
+
 def test_out_of_file_descriptors() -> None:
     async def main() -> None:
         async with serving(accept_all) as server:

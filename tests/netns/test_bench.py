@@ -22,6 +22,7 @@ pytestmark = pytest.mark.netns
 ROOT = Path(__file__).parents[2]
 E2E = [sys.executable, "-m", "bench.e2e", "--quick"]
 RELAY = [sys.executable, "-m", "bench.relay", "--quick"]
+SOAK = [sys.executable, "-m", "bench.soak", "--quick", "--seed", "1"]
 # Only what scripts/setup installs has to be there; other subjects and measures run where their programs are.
 HERE = [name for name, subject in SUBJECTS.items() if not environment.missing_packages(subject.tools)]
 MEASURED = [name for name, measure in MEASURES.items() if not environment.missing_packages(measure.tools)]
@@ -120,6 +121,22 @@ def test_the_relay_is_compared_with_nginx(tmp_path: Path) -> None:
     # The proxy gets the relay's half load.
     own, other = (values[name]["pair 65536 half frames"][0] for name in ("shadowmesh", "proxy"))
     assert own / 3 < other < own * 3
+
+
+def test_a_soak_of_seconds_holds(tmp_path: Path) -> None:
+    """Nothing is left in the relay, and every connection and frame is accounted for, whosever it is."""
+    argv = [*SOAK, "--output", str(tmp_path), "--keep", str(tmp_path / "logs")]
+    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "bench: seed 1\n" in done.stderr
+    assert (tmp_path / "soak.md").read_text() in done.stdout
+    facts = json.loads((tmp_path / "soak.json").read_text())
+    assert len(facts["checks"]) > 20
+    assert all(check["held"] for check in facts["checks"])
+    assert len([name for name in facts["tally"] if name.startswith("attack ")]) > 15
+    assert facts["tally"]["frames received"] > 100
+    assert facts["idle after"]["metrics"]["joins_total"] > 100
+    assert "relay has stopped" in (tmp_path / "logs").read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)

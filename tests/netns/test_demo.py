@@ -90,7 +90,7 @@ def test_the_report_is_complete_and_true(prefix: list[str], tmp_path: Path) -> N
     claims = re.findall(r"^  ✓ (.+?)  ", output, re.MULTILINE)
     assert claims == CLAIMS
     assert re.search(r"[\d.]+ Gbit/s of TCP", output)
-    logged = output.partition("\nWhat the relay logged about its clients (peer_id is random; ")[2]
+    logged = output.partition("\nWhat the relay logged about its clients (all of these are pseudonyms)")[2]
     assert logged.count("client joined") == 2
     assert (tmp_path / "kept" / "relay-any.pcap").stat().st_size > 8 << 20
 

@@ -13,7 +13,10 @@ from shadowmesh.testing import guide
 
 ROOT = Path(__file__).parents[2]
 UNIT = ROOT / "deploy/systemd/shadowmesh-relay.service"
-CHANGED = {"Type=simple": "Type=notify"}
+CHANGED = {
+    "Type=simple": "Type=notify",
+    "ReadWritePaths=/var": "ReadWritePaths=-/var",
+}
 EXPOSURE = 1.5
 
 needs_systemd = pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not installed")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 
 from shadowmesh import __version__
 
@@ -15,6 +17,7 @@ def configuration_file(
     `file` is the help about it. Ends the program after --help and --version, and with status 2 if a required
     file is missing or two are given.
     """
+    _open_standard_streams()
     parser = argparse.ArgumentParser(
         prog=program,
         usage=f"{program} {'FILE' if required else '[FILE]'}, or {program} -config FILE",
@@ -31,3 +34,14 @@ def configuration_file(
     if required and not given:
         parser.error("no configuration file is given")
     return given[0] if given else None
+
+
+def _open_standard_streams() -> None:
+    """Put /dev/null in the place of those that were closed (`2>&-`), before a socket gets their number."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            file = os.open(os.devnull, os.O_RDWR)
+            if file != number:
+                os.dup2(file, number)
+                os.close(file)
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))

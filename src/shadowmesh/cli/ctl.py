@@ -19,7 +19,8 @@ from shadowmesh.errors import ConfigError, ShadowMeshError, StartError
 if TYPE_CHECKING:
     from shadowmesh.config import Tls
 
-_ELSEWHERE = {"demo": "shadowmesh.cli.demo"}  # command -> module that has it under the same name
+# command -> module that has it under the same name
+_ELSEWHERE = {"demo": "shadowmesh.cli.demo", "relay-keys": "shadowmesh.cli.relay_keys"}
 
 
 class _Commands(click.Group):
@@ -31,7 +32,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in _ELSEWHERE:
             return super().get_command(ctx, cmd_name)
-        command: click.Command = getattr(importlib.import_module(_ELSEWHERE[cmd_name]), cmd_name)
+        module = importlib.import_module(_ELSEWHERE[cmd_name])
+        command: click.Command = getattr(module, cmd_name.replace("-", "_"))
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -81,7 +83,7 @@ def check_config(kind: str | None, file: str) -> None:
     """Check a configuration file.
 
     Prints every mistake with its place, and ends with status 2 if there is one. Without an option the keys of
-    FILE say whether it is a relay's or a client's. Certificate and key of a relay are loaded, too.
+    FILE say whether it is a relay's or a client's. Certificate and API keys of a relay are loaded, too.
     """
     from shadowmesh.config import (
         ClientConfig,
@@ -106,6 +108,8 @@ def check_config(kind: str | None, file: str) -> None:
         kind = "relay"
         if loaded.config.tls is not None:
             _check_certificate(file, loaded.config.tls)
+        if loaded.config.auth.mode == "api_key":
+            _check_keys(file, loaded.config.auth.keys_file)
         if unused := loaded.config.without_effect:
             click.echo(f"note: no effect yet in this version: {', '.join(unused)}", err=True)
     click.echo(f"{file}: ok ({kind} configuration)")
@@ -120,6 +124,15 @@ def _check_certificate(file: str, tls: Tls) -> None:
         raise ConfigError([f"{file}: {error}"]) from None
     for warning in certificate.warnings:
         click.echo(f"warning: {file}: {warning}", err=True)
+
+
+def _check_keys(file: str, keys_file: str) -> None:
+    from shadowmesh.relay.keyfile import KeysFile
+
+    try:
+        KeysFile(keys_file)
+    except StartError as error:
+        raise ConfigError([f"{file}: {error}"]) from None
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         run(loaded.config)
     except (StartError, TunError) as error:
-        print(f"shadowmesh-daemon: {error}", file=sys.stderr)
+        get_logger("daemon").error("daemon cannot start", why=str(error))
         sys.exit(1)
 
 

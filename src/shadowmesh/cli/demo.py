@@ -230,7 +230,7 @@ class Demo:
             f"on {LAPTOP}'s shadowmesh0, before sealing, it finds {' and '.join(found(plain)) or 'nothing'}"
         )
         self.report.claim("the search works", seen, where)
-        meaning = "(peer_id is random; device, network and source are pseudonyms)"
+        meaning = "(all of these are pseudonyms)"
         self.report.headline(f"What the relay logged about its clients {meaning}")
         for line in relay.text().splitlines():
             if "client" in line:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from typing import cast
 
@@ -10,7 +12,11 @@ from shadowmesh.errors import ConfigError, StartError
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Exit status: 0 after SIGTERM or SIGINT, 1 if it cannot start, 2 for a wrong configuration."""
+    """Exit status: 0 after SIGTERM or SIGINT, 1 if it cannot start, 2 for a wrong configuration.
+
+    A SIGINT before it has started: 130.
+    """
+    _heed_early_signals()
     file = configuration_file(
         "shadowmesh-relay",
         "Pass sealed frames on between the members of a ShadowMesh network.",
@@ -31,6 +37,7 @@ def main(argv: list[str] | None = None) -> None:
     from shadowmesh.observe.logging import Style, configure, get_logger
 
     configure(loaded.config.log_level, cast(Style, loaded.config.log_format))
+    log = get_logger("relay")
     for warning in loaded.warnings:
         get_logger("config").warning(warning)
 
@@ -39,5 +46,13 @@ def main(argv: list[str] | None = None) -> None:
     try:
         run(loaded, file)
     except StartError as error:
-        print(f"shadowmesh-relay: {error}", file=sys.stderr)
+        log.error("relay cannot start", why=str(error))
         sys.exit(1)
+
+
+def _heed_early_signals() -> None:
+    """Until the event loop takes over: a reload has nothing to reload yet, an end needs no traceback."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # An exception could come out in any place, even where it is only shown and forgotten.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+    signal.signal(signal.SIGINT, lambda *_: os._exit(128 + signal.SIGINT))

@@ -10,15 +10,18 @@ from shadowmesh.config.loader import (
     parse_client_config,
     parse_relay_config,
 )
-from shadowmesh.config.relay import RelayConfig, Tls
-from shadowmesh.config.secret import SecretKey
+from shadowmesh.config.relay import Auth, Limits, RelayConfig, Tls
+from shadowmesh.config.secret import ApiKey, SecretKey
 
 __all__ = [
+    "ApiKey",
+    "Auth",
     "ClientConfig",
     "HostPort",
     "IPAddress",
     "IPInterface",
     "IPNetwork",
+    "Limits",
     "Loaded",
     "RelayConfig",
     "RelayUrl",

@@ -33,12 +33,13 @@ from shadowmesh.config.address import (
     prefix,
     relay_url,
 )
-from shadowmesh.config.secret import SecretKey, network_key
+from shadowmesh.config.secret import ApiKey, SecretKey, network_key, relay_key
 from shadowmesh.config.values import (
     Model,
     Problems,
     absolute,
     choice,
+    flag,
     flag_only,
     label,
     level,
@@ -286,6 +287,24 @@ class RelayLinkConfig(Model):
         bool, PlainValidator(flag_only(True, "a device without a relay is not built yet in this version"))
     ] = True
     server: Annotated[RelayUrl, PlainValidator(relay_url)] = Field(examples=["ws://203.0.113.9:9545"])
+    insecure_api_key: Annotated[bool, PlainValidator(flag)] = False
+    api_key: Annotated[ApiKey | None, PlainValidator(relay_key)] = None
+
+    @field_validator("api_key", mode="after")
+    @classmethod
+    def _key_stays_secret(cls, key: ApiKey | None, info: ValidationInfo) -> ApiKey | None:
+        """Whoever reads the key on its way to the relay could use it."""
+        server: RelayUrl | None = info.data.get("server")
+        allowed = info.data.get("insecure_api_key", True)  # True also where it cannot be read
+        if key is None or server is None or server.scheme == "wss" or allowed:
+            return key
+        ip = as_ip(server.host)
+        if server.host == "localhost" or (ip is not None and ip.is_loopback):
+            return key
+        raise ValueError(
+            f"would cross the network in clear to {server.host}; write wss:// in relay.server, or, "
+            "if whoever is in between may have the key, insecure_api_key: true"
+        )
 
 
 class P2PConfig(Model):
@@ -352,6 +371,8 @@ class ClientConfig(Model):
         elif not _NAME.fullmatch(name.lower()):
             words = f"{shown(name)} cannot be used as a name; write letters, digits and . _ - between them"
             found.append((("peer", "id"), words))
+        if self.relay.api_key is not None and self.relay.insecure_api_key and server.scheme == "ws":
+            found.append((("relay", "insecure_api_key"), "the API key crosses the network in clear"))
         if server.scheme == "ws" and f":{server.port}/" not in server.url:
             found.append((("relay", "server"), "has no port, so 80 is used; a relay's own port is 9545"))
         return found
@@ -360,7 +381,7 @@ class ClientConfig(Model):
 LATER = frozenset(
     {
         *("encryption.key_file", "encryption.next_key"),
-        *("relay.api_key", "relay.insecure_api_key", "relay.servers", "relay.proxy", "relay.tls_ca_file"),
+        *("relay.servers", "relay.proxy", "relay.tls_ca_file"),
     }
 )
 """Keys of later versions: refused as not built yet, not as unknown."""

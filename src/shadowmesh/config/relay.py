@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, PlainValidator, ValidationInfo, field_validator
 
-from shadowmesh.config.address import IPNetwork, bind_ip, host_name, normal_origin, trusted_proxy
+from shadowmesh.apikey import KEYS_FILE
+from shadowmesh.config.address import IPNetwork, as_ip, bind_ip, host_name, normal_origin, trusted_proxy
 from shadowmesh.config.values import (
     Model,
     Problems,
@@ -21,12 +22,14 @@ from shadowmesh.config.values import (
     whole,
 )
 from shadowmesh.config.yaml import Path
+from shadowmesh.ratelimit import LEAST_RATE
 
 # For each port: the key that says on which address it listens.
 _BIND = {"relay_port": "bind_address", "health_port": "health_bind", "metrics_port": "metrics_bind"}
 _EVERY_ADDRESS = (None, "0.0.0.0", "::")  # noqa: S104 - compared, not bound
 _WITHOUT_EFFECT = ("worker_threads",)
 _MOST_PROXIES = 64
+MOST_CONNECTIONS = 100_000
 
 # What a relay set so means for the people who use it.
 _CAUTIONS = {
@@ -34,6 +37,10 @@ _CAUTIONS = {
     ("frame_logging", True): "the log shows which devices exchange frames, when and how large; no content",
     ("log_routing", True): "the log shows which device holds which address, and what was not delivered",
 }
+_OPEN = '"open" lets whoever reaches this relay use it; "api_key" asks each client for a key'
+_KEYS_IN_CLEAR = (
+    "without tls, API keys can be read on their way; set tls, or trusted_proxies to those that have it"
+)
 _ANY_ORIGIN = '"*" lets any web page connect from a visitor\'s browser; [] lets none (daemons always may)'
 
 
@@ -53,8 +60,21 @@ def _origin(value: object) -> str:
     return normal_origin(origin)
 
 
+def _rate(value: object) -> int:
+    """Bytes per second; 0: no limit."""
+    rate = whole(0, 10**12)(value)
+    if 0 < rate < LEAST_RATE:
+        raise ValueError(
+            f"{rate} bytes per second are too few to work with; "
+            f"write at least {LEAST_RATE}, or 0 for no limit"
+        )
+    return rate
+
+
 Bind = Annotated[str | None, PlainValidator(bind_ip)]
 Port = Annotated[int, PlainValidator(whole(1, 65535))]
+Count = Annotated[int, PlainValidator(whole(0, MOST_CONNECTIONS))]
+Rate = Annotated[int, PlainValidator(_rate)]
 BufferSize = Annotated[int, PlainValidator(whole(1, 16 * 1024 * 1024))]
 
 
@@ -67,6 +87,26 @@ class Tls(Model):
     key_file: Annotated[str, PlainValidator(absolute("/etc/shadowmesh/privkey.pem"))] = Field(
         examples=["/etc/shadowmesh/privkey.pem"]
     )
+
+
+class Auth(Model):
+    """`auth:` whom the relay lets in: everybody, or who has an API key of the file."""
+
+    mode: Annotated[Literal["open", "api_key"], PlainValidator(choice("open", "api_key"))] = "open"
+    keys_file: Annotated[str, PlainValidator(absolute(KEYS_FILE))] = KEYS_FILE
+
+
+class Limits(Model):
+    """`limits:` what one source, device or network may take; 0 is no limit."""
+
+    connects_per_second: Count = 20
+    connections_per_source: Annotated[int | None, PlainValidator(whole(0, MOST_CONNECTIONS))] = None
+    """None: max(64, a quarter of `max_connections`)."""
+    connections_per_network: Count = 0
+    addresses_per_network: Annotated[int, PlainValidator(whole(0, 64 * MOST_CONNECTIONS))] = 0
+    device_bytes_per_second: Rate = 0
+    network_bytes_per_second: Rate = 0
+    queue_memory: Annotated[int, PlainValidator(whole(128 * 1024, 1 << 40))] = 256 << 20
 
 
 class RelayConfig(Model):
@@ -88,7 +128,10 @@ class RelayConfig(Model):
         default=(), max_length=_MOST_PROXIES
     )
 
-    max_connections: Annotated[int, PlainValidator(whole(1, 100_000))] = 1000
+    auth: Auth = Field(default_factory=Auth)
+    limits: Limits = Field(default_factory=Limits)
+
+    max_connections: Annotated[int, PlainValidator(whole(1, MOST_CONNECTIONS))] = 1000
     connection_timeout: Annotated[int, PlainValidator(whole(5, 86_400))] = 300
     drain_window: Annotated[int, PlainValidator(whole(0, 600))] = 3
     queue_size: Annotated[int, PlainValidator(whole(1, 1_000_000))] = 1000
@@ -148,8 +191,25 @@ class RelayConfig(Model):
                 "" if "allowed_origins" in self.model_fields_set else "is not in the file; its default "
             )
             found.append((("allowed_origins",), by_default + _ANY_ORIGIN))
+        if not self._is_local:
+            found += self._auth_cautions()
         return found
 
+    def _auth_cautions(self) -> list[tuple[Path, str]]:
+        if self.auth.mode == "api_key":
+            in_clear = self.tls is None and not self.trusted_proxies
+            return [(("auth", "mode"), _KEYS_IN_CLEAR)] if in_clear else []
+        if self.allowed_networks:
+            return []
+        by_default = "" if "mode" in self.auth.model_fields_set else "is not in the file; its default "
+        return [(("auth", "mode"), by_default + _OPEN)]
 
-LATER = frozenset({"auth"})
+    @property
+    def _is_local(self) -> bool:
+        """Whether the relay's port is reached from this host only."""
+        ip = as_ip(self.bind_address) if self.bind_address else None
+        return ip is not None and ip.is_loopback
+
+
+LATER: frozenset[str] = frozenset()
 """Keys of later versions: refused as not built yet, not as unknown."""

@@ -1,13 +1,15 @@
-"""The network key of a configuration, and how it is kept out of every text."""
+"""The secrets of a configuration, and how they are kept out of every text."""
 
 from __future__ import annotations
 
 import re
 
+from shadowmesh.apikey import API_KEY
 from shadowmesh.config.values import text
 from shadowmesh.crypto.examples import public_example
 
 _MAKE_ONE = "make one with: shadowmesh keygen (the same key on every device of the network)"
+_ASK_FOR_ONE = "write what `shadowmesh relay-keys add` printed on the relay"
 
 
 class SecretKey:
@@ -44,3 +46,34 @@ def network_key(value: object) -> SecretKey:
     if example := public_example(key):
         raise ValueError(f"is a key that public examples use ({example}); {_MAKE_ONE}")
     return SecretKey(key)
+
+
+class ApiKey:
+    """A relay's API key as text, which neither `repr` nor `str` shows."""
+
+    __slots__ = ("_key",)
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def reveal(self) -> str:
+        """The key itself, `smk_...`."""
+        return self._key
+
+    def __repr__(self) -> str:
+        return "ApiKey(hidden)"
+
+
+def relay_key(value: object) -> ApiKey:
+    """An API key in its one form. Raises ValueError, without the key in it."""
+    if isinstance(value, ApiKey):
+        return value
+    key = text(value)
+    if "YOUR_" in key:
+        raise ValueError(f"is a placeholder; {_ASK_FOR_ONE}, or remove the line if that relay asks for none")
+    if not API_KEY.fullmatch(key):
+        raise ValueError(
+            f"is no API key: one has the form smk_ID_SECRET and 56 characters, this has {len(key)}; "
+            f"{_ASK_FOR_ONE}"
+        )
+    return ApiKey(key)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable
 from ipaddress import ip_address
 from typing import Any
@@ -9,7 +10,7 @@ from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 Report = Callable[[], dict[str, Any]]
@@ -24,7 +25,7 @@ def create_api(status: Report) -> Starlette:
     def guarded(handler: Callable[[], Response]) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
             if not _is_own(request.headers.get("host", "")):
-                return JSONResponse({"error": "this Host is not served here"}, status_code=403)
+                return _json({"error": "this Host is not served here"}, 403)
             return handler()
 
         return answer
@@ -33,7 +34,7 @@ def create_api(status: Report) -> Starlette:
         facts = status()
         healthy = facts["status"] == "connected"
         body = {key: facts[key] for key in ("status", "reason", "uptime", "version")}
-        return JSONResponse(body, status_code=200 if healthy else 503)
+        return _json(body, 200 if healthy else 503)
 
     async def not_found(request: Request, error: Exception) -> Response:
         return PlainTextResponse("not found; there are /health and /status\n", status_code=404)
@@ -41,10 +42,14 @@ def create_api(status: Report) -> Starlette:
     return Starlette(
         routes=[
             Route("/health", guarded(health)),
-            Route("/status", guarded(lambda: JSONResponse(status()))),
+            Route("/status", guarded(lambda: _json(status()))),
         ],
         exception_handlers={404: not_found},
     )
+
+
+def _json(content: dict[str, Any], status: int = 200) -> Response:
+    return Response(json.dumps(content, indent=2) + "\n", status, media_type="application/json")
 
 
 def _is_own(host: str) -> bool:

@@ -160,7 +160,14 @@ class Daemon:
         )
         identity = Identity(self._network, self._device, secrets.token_bytes(16), tuple(context.addresses))
         server = config.relay.server
-        self._link = RelayLink(server.url, server.host, identity, secrets.token_hex(16), self._on_event)
+        self._link = RelayLink(
+            server.url,
+            server.host,
+            identity,
+            secrets.token_hex(16),
+            self._on_event,
+            config.relay.api_key,
+        )
         self._engine = context.output = Engine(self._tun, self._link, self._loop, self._on_event)
         return context
 

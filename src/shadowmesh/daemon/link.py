@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from shadowmesh import __version__
+from shadowmesh.config.secret import ApiKey
 from shadowmesh.crypto.join import sign_join
 from shadowmesh.crypto.keys import DeviceKeys, NetworkKeys
 from shadowmesh.errors import ControlError
@@ -35,6 +36,8 @@ GOODBYE_SECONDS = 0.5  # at the end, for what was sent last to reach the relay
 _USUAL = (0.2, 10.0)
 _REFUSED = (30.0, 600.0)
 _REFUSED_CODES = {control.CLOSE_JOIN_REFUSED, control.CLOSE_PROTOCOL, control.CLOSE_WITHDRAWN}
+UNAUTHORIZED = 401
+_UNKNOWN_KEY = (5.0, 600.0)  # the relay sees a new key within seconds
 _REPLACED = (30.0, 60.0)
 
 
@@ -50,11 +53,13 @@ class Backoff:
         self._failures = self._refusals = 0
 
     def next(self, code: int | None) -> float:
-        """Seconds to wait after a connection that ended with this close code (None: no close frame)."""
+        """Seconds to wait after a connection that ended with this close code (None: no close frame), or that
+        was answered with this HTTP status.
+        """
         if code == control.CLOSE_REPLACED:
             return self._uniform(*_REPLACED)
-        if code in _REFUSED_CODES:
-            ceiling = _doubled(*_REFUSED, self._refusals)
+        if code in _REFUSED_CODES or code == UNAUTHORIZED:
+            ceiling = _doubled(*(_UNKNOWN_KEY if code == UNAUTHORIZED else _REFUSED), self._refusals)
             self._refusals += 1
             # A refusal is not a crowd: it waits at least half, or it would come back at once.
             return self._uniform(ceiling / 2, ceiling)
@@ -98,19 +103,26 @@ class Identity:
 class RelayLink:
     """Keeps one joined connection to one relay.
 
-    url: as dialled, host: its host as the join names it. events: called with a name and facts for what a
-    person wants to know. state: "connecting", "joining", "connected" or "waiting"; reason: why the last
-    connection ended, in words.
+    url: as dialled, host: its host as the join names it; api_key: for a relay that asks for one. events:
+    called with a name and facts for what a person wants to know. state: "connecting", "joining", "connected"
+    or "waiting"; reason: why the last connection ended, in words.
     """
 
     def __init__(
-        self, url: str, host: str, identity: Identity, peer_id: str, events: Callable[..., None]
+        self,
+        url: str,
+        host: str,
+        identity: Identity,
+        peer_id: str,
+        events: Callable[..., None],
+        api_key: ApiKey | None = None,
     ) -> None:
         self._url = f"{url}?peer_id={peer_id}&shard={identity.network.network_id[0]:02x}"
         self.url = url
         self._host = host
         self._identity = identity
         self._event = events
+        self._api_key = api_key
         self._loop = asyncio.get_running_loop()
         self._backoff = Backoff(random.uniform)
         self._ws: _Connection | None = None
@@ -157,18 +169,27 @@ class RelayLink:
                 ws,
                 max_frame=frame.MAX_FRAME,
                 subprotocol=control.SUBPROTOCOL,
-                headers={control.REJOIN_HEADER: "1"} if self.connects else None,
+                headers=self._headers(),
                 timeout=CONNECT_SECONDS,
             )
         except ConnectFailed as failure:
-            if failure.reason != self.reason:
-                self._event("relay_unreachable", relay=self.url, reason=failure.reason)
-            self.reason = failure.reason
-            return min(failure.retry_after or 0.0, MAX_RETRY_AFTER) + self._backoff.next(None)
+            reason = failure.reason
+            if failure.status == UNAUTHORIZED:
+                reason = _unauthorized(reason, asked=self._api_key is None)
+            if reason != self.reason:
+                self._event("relay_unreachable", relay=self.url, reason=reason)
+            self.reason = reason
+            return min(failure.retry_after or 0.0, MAX_RETRY_AFTER) + self._backoff.next(failure.status)
         code, self.reason = await ws.lasted()
         wait = ws.drain + self._backoff.next(code)
         self._event("relay_lost", relay=self.url, code=code, reason=self.reason, retry_in=round(wait, 1))
         return wait
+
+    def _headers(self) -> dict[str, str]:
+        headers = {control.REJOIN_HEADER: "1"} if self.connects else {}
+        if self._api_key is not None:
+            headers["Authorization"] = f"Bearer {self._api_key.reveal()}"
+        return headers
 
     def _become(self, state: str) -> None:
         was_ready = self.state == "connected"
@@ -428,15 +449,23 @@ def _drop(data: memoryview | bytes) -> None:
     """What sends frames while there is no relay."""
 
 
+def _unauthorized(reason: str, *, asked: bool) -> str:
+    """What HTTP 401 means for us; reason: with the relay's own words behind the colon."""
+    if asked:
+        return "the relay asks for an API key: write it as relay.api_key"
+    _, _, why = reason.partition(": ")
+    return f"the relay refuses our API key: {why or reason}"
+
+
 def _in_words(code: int | None, reason: str) -> str:
     words = {
         None: "the connection was lost",
         control.CLOSE_REPLACED: "duplicate_device: another process uses this device's key",
         control.CLOSE_JOIN_REFUSED: "the relay refused the join",
         control.CLOSE_JOIN_TIMEOUT: "the relay gave up waiting for the join",
-        control.CLOSE_WITHDRAWN: "the relay withdrew our credentials",
+        control.CLOSE_WITHDRAWN: "the relay withdrew our access",
         1012: "the relay stops or restarts",
-        1013: "the relay is full",
+        1013: "the relay has no place for us",
     }.get(code, f"the relay closed the connection ({code})")
     return (
         f"{words}: {control.printable(reason, 123)}" if reason not in ("", words) and code != 1012 else words

@@ -1,14 +1,18 @@
 """Small HTTP servers (health, metrics, local API): a Starlette app, served by uvicorn in the running loop.
 
 The one place that imports uvicorn. It gets no signal handlers, no logging configuration and no access log.
-Each connection serves one request and has bounds on its size, its time and the number of its like.
+Each connection serves one request and has bounds on its size, its time and the number of its like: one too
+many costs somebody who keeps a place and asks for nothing, never the one who comes to ask.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Iterator
+from time import monotonic
+from typing import cast
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -53,7 +57,6 @@ async def serve_http(app: ASGIApp, host: str | None, port: int, what: str) -> Ht
             server_header=False,
             headers=[("Connection", "close")],
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
-            limit_concurrency=MAX_CONNECTIONS,
             timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         )
     )
@@ -74,10 +77,17 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """Drops a connection that has not sent a whole request in time; uvicorn itself would wait for ever."""
+    """Drops a connection that has not sent a whole request in time, or that is one too many.
+
+    uvicorn itself would wait for ever, and answer 503 to everybody when there are too many: one who opens
+    connections and says nothing could have a healthy relay restarted.
+    """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        if len(self.connections) >= MAX_CONNECTIONS:
+            self._make_room()
         super().connection_made(transport)
+        self._since = monotonic()
         self._deadline = self.loop.call_later(REQUEST_SECONDS, self._too_slow)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -88,5 +98,26 @@ class _Protocol(H11Protocol):
         """Anybody can ask for an upgrade; uvicorn's advice about it is not for our log."""
 
     def _too_slow(self) -> None:
-        if self.cycle is None or self.cycle.more_body:
+        if self._asks:
             self.transport.abort()
+
+    @property
+    def _asks(self) -> bool:
+        """Whether it has yet to send the rest of its request."""
+        return self.cycle is None or self.cycle.more_body
+
+    @property
+    def _source(self) -> str:
+        return self.client[0] if self.client else ""
+
+    def _make_room(self) -> None:
+        """Drop the oldest connection that has not sent its request, of the source that has most of them.
+
+        If all are being answered, it is the oldest that does not take its answer.
+        """
+        connections = cast(set[_Protocol], self.connections)
+        idle = [each for each in connections if each._asks] or list(connections)
+        share = Counter(each._source for each in idle)
+        victim = min(idle, key=lambda each: (-share[each._source], each._since))
+        connections.discard(victim)  # now, for connection_lost comes later
+        victim.transport.abort()

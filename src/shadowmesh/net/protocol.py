@@ -22,6 +22,7 @@ from picows.picows import WSProtocol  # type: ignore[attr-defined]
 
 from shadowmesh.net import websocket
 from shadowmesh.net.loop import TlsLoop
+from shadowmesh.net.turn import TurnClock
 from shadowmesh.net.websocket import WebSocket
 
 MAX_REQUEST = 8192
@@ -30,6 +31,7 @@ MAX_RESPONSE = 16384
 """Bytes of an HTTP response to ours, where picows itself gives up."""
 _SMALLEST_BUFFER = 2304  # doubled 6 times it holds a max_frame of 128 KiB with nothing to spare
 _BUSY_BUFFER = 16 * _SMALLEST_BUFFER  # 24 packets of 1.4 KiB in one read take half the time they take alone
+_MOST_READ = 2 * _BUSY_BUFFER * 9 // 10
 _BUFFER_SPARE = 256  # what picows takes off the size it is given
 READ_BUFFER = 4096
 TLS_OPTIONS: dict[str, Any] = {
@@ -51,6 +53,7 @@ class Protocol(WSProtocol):  # type: ignore[misc]
         "_full",
         "_quiet",
         "_size",
+        "clock",
         "limit",
         "local",
         "max_frame",
@@ -88,6 +91,8 @@ class Protocol(WSProtocol):  # type: ignore[misc]
             read_buffer_init_size=first_buffer(read_buffer, max_frame) + _BUFFER_SPARE,
         )
         self.ws: WebSocket | None = None
+        self.clock: TurnClock | None = None
+        """Started by the first read of a turn."""
         self.max_frame = max_frame
         self.limit = 0
         """Bytes of one message's payload."""
@@ -146,8 +151,16 @@ class Protocol(WSProtocol):  # type: ignore[misc]
         except OSError:
             # Reset already. picows must not see a byte then: it would use a transport that is not there.
             transport.abort()
+        if transport.is_closing():
+            # aiofastnet adds its reader after this all the same, and nobody would remove it: uvloop would
+            # take the next connection with this file descriptor for the dead one.
+            loop = asyncio.get_running_loop()
+            loop.call_soon(_remove_reader, loop, transport.get_extra_info("socket").fileno())
 
     def get_buffer(self, hint: int) -> memoryview:
+        clock = self.clock
+        if clock is not None and not clock.at:
+            clock.begin()
         view: memoryview = _get_buffer(self, hint)
         room = len(view)
         # A read leaves at least one byte free, so more room than the whole size means the buffer was doubled.
@@ -161,8 +174,9 @@ class Protocol(WSProtocol):  # type: ignore[misc]
         if free <= 0:
             return self._too_long()
         # Filled to nine tenths the buffer doubles. Once it is large enough for a busy peer, that is for a
-        # message that needs it: 72 KiB hold the frames that offload makes.
-        spare = 0 if self._size < _BUSY_BUFFER else self._size * 9 // 10 - pending
+        # message that needs it: 72 KiB hold the frames that offload makes. And what is larger is there for a
+        # larger message only: to read more small ones at once would keep others waiting.
+        spare = 0 if self._size < _BUSY_BUFFER else min(self._size * 9 // 10 - pending, _MOST_READ)
         return view[: min(free, spare if spare > 0 else room - 1)]
 
     def pause_writing(self) -> None:
@@ -272,6 +286,11 @@ class _Quiet:
 _get_buffer = WSProtocol.get_buffer
 _scrap = memoryview(bytearray(65536))
 _TOO_LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+def _remove_reader(loop: asyncio.AbstractEventLoop, number: int) -> None:
+    with suppress(NotImplementedError):  # Windows
+        loop.remove_reader(number)
 
 
 def first_buffer(wanted: int, max_frame: int) -> int:

@@ -5,9 +5,9 @@ sent their upgrade request yet are unknown to everybody else, so they are bounde
 per source. picows and OpenSSL get a connection only with its first byte, which tells TLS (22) from all else:
 who is silent costs a socket and no more, and who speaks the wrong one of both hears so at once.
 
-TLS costs the server a signature for each connection: a few handshakes are begun in each turn of the event
-loop, so that a crowd that comes back does not stop the frames of those who are there. A handshake that fails
-is counted and not logged; anybody can cause one.
+An upgrade costs the server a fraction of a millisecond, and TLS a signature besides: a few are begun in each
+turn of the event loop, so that a crowd that comes back does not stop the frames of those who are there. A
+handshake that fails is counted and not logged; anybody can cause one.
 """
 
 from __future__ import annotations
@@ -30,9 +30,13 @@ from picows import WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithLis
 
 from shadowmesh.net.listen import listen
 from shadowmesh.net.protocol import READ_BUFFER, TLS_OPTIONS, Protocol, host_port
+from shadowmesh.net.turn import TurnClock
 from shadowmesh.net.websocket import EARLY_LIMIT, WebSocket
 
 UPGRADE_SECONDS = 10.0
+UNSENT_BYTES = 256 * 1024
+"""What the kernel keeps of a connection beyond what is under way; else 4 MB for each that stops reading. With
+less, a busy client's frames would wait in its outbox now and then, which costs a copy of each."""
 ACCEPTS_PER_WAKEUP = 64
 ACCEPT_PAUSE = 0.2
 """Seconds without accepting after an error such as EMFILE, which trying again at once would only repeat."""
@@ -41,6 +45,8 @@ MAX_PENDING = 1024
 MAX_PENDING_PER_SOURCE = 64
 """The same per source address, loopback and `Server.trusted` (reverse proxies) excepted; the newest is
 refused."""
+STARTS_PER_TURN = 16
+"""Connections without TLS begun in one turn of the event loop."""
 HANDSHAKES_PER_TURN = 4
 """TLS handshakes begun in one turn of the event loop; each takes 0.5 to 5 ms, depending on the key."""
 _TLS_HELLO = b"\x16"  # RFC 8446 section 5.1: a record of type handshake
@@ -93,6 +99,12 @@ class Server:
         """Bytes of the first read buffer, see `first_buffer` of `net.protocol`; it grows as needed."""
         self.trusted: Callable[[str], bool] = _nobody
         """Whether this IP is a reverse proxy, through which many come: it may have any number pending."""
+        self.source_of: Callable[[str], str] = str
+        """What counts as one source, of an IP."""
+        self.admits: Callable[[str], bool] = _everybody
+        """Whether a connection from this IP is let in; if not, it is closed at once."""
+        self.clock = TurnClock()
+        """Of the turns that read from connections."""
         self.connections: set[WebSocket] = set()
         """Those whose upgrade was accepted and which are not lost."""
         self.accepted = 0
@@ -108,7 +120,7 @@ class Server:
         self._upgrade = upgrade
         self._pending: dict[_Pending, None] = {}
         self._pending_from: Counter[str] = Counter()
-        self._hellos: deque[_Pending] = deque()
+        self._ready: deque[_Pending] = deque()
         self._tasks: set[Task[Any]] = set()
         self._all_closed = asyncio.Event()
         self._alive = 0
@@ -152,9 +164,13 @@ class Server:
         if self._listener is listener:
             self._loop.add_reader(listener, self._accept, listener)
 
-    def _admit(self, connection: socket.socket, source: str) -> None:
+    def _admit(self, connection: socket.socket, ip: str) -> None:
+        if not self.admits(ip):
+            connection.close()
+            return
+        source = self.source_of(ip)
         if self._pending_from[source] >= MAX_PENDING_PER_SOURCE and not (
-            _is_loopback(source) or self.trusted(source)
+            _is_loopback(ip) or self.trusted(ip)
         ):
             self.pending_refused += 1
             connection.close()
@@ -163,6 +179,8 @@ class Server:
             self.pending_refused += 1
             self._drop(next(iter(self._pending)))
         connection.setblocking(False)
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         pending = _Pending(connection, source)
         pending.deadline = self._loop.call_later(UPGRADE_SECONDS, self._drop, pending)
         self._pending[pending] = None
@@ -188,31 +206,30 @@ class Server:
                     connection.recv(65536)  # closing with input unread would take the answer back
                     connection.send(_SPEAK_TLS)
             self._end(pending)
-        elif self.ssl is None:
-            self._start(pending, None)
         else:
-            self._hellos.append(pending)
-            if len(self._hellos) == 1:
-                self._loop.call_soon(self._start_handshakes)
+            pending.secure = self.ssl is not None
+            self._ready.append(pending)
+            if len(self._ready) == 1:
+                self._loop.call_soon(self._start_some)
 
-    def _start_handshakes(self) -> None:
-        for _ in range(min(HANDSHAKES_PER_TURN, len(self._hellos))):
-            pending = self._hellos.popleft()
-            if self.ssl is not None and pending in self._pending:
+    def _start_some(self) -> None:
+        for _ in range(min(STARTS_PER_TURN if self.ssl is None else HANDSHAKES_PER_TURN, len(self._ready))):
+            pending = self._ready.popleft()
+            if pending in self._pending and pending.secure == (self.ssl is not None):
                 self._start(pending, self.ssl)
             else:
                 self._end(pending)
-        if self._hellos:
-            self._loop.call_soon(self._start_handshakes)
+        if self._ready:
+            self._loop.call_soon(self._start_some)
 
     def _start(self, pending: _Pending, ssl: SSLContext | None) -> None:
-        protocol = _ServerProtocol(self, pending)
+        protocol = pending.protocol = _ServerProtocol(self, pending)
         starting = aiofastnet.connect_accepted_socket(
             protocol.for_tls(self._loop) if ssl else self._loop,
             lambda: protocol,
             pending.connection,
             ssl=ssl,
-            **(TLS_OPTIONS if ssl else {}),
+            **(TLS_OPTIONS | {"ssl_handshake_timeout": UPGRADE_SECONDS} if ssl else {}),
         )
         task = self._loop.create_task(starting)
         self._tasks.add(task)
@@ -235,6 +252,9 @@ class Server:
         with suppress(OSError):
             # Whatever it waits for, it now reads the end of the stream.
             pending.connection.shutdown(socket.SHUT_RDWR)
+        # But uvloop is deaf to a connection that was reset while input was left to read.
+        if pending.protocol is not None and pending.protocol.transport is not None:
+            pending.protocol.transport.underlying_transport.abort()
 
     def _end(self, pending: _Pending) -> None:
         """Close a connection that has no protocol, or one that does not know of it."""
@@ -290,13 +310,16 @@ class Server:
 class _Pending:
     """A connection that has not sent its upgrade request."""
 
-    __slots__ = ("connection", "deadline", "source")
+    __slots__ = ("connection", "deadline", "protocol", "secure", "source")
 
     deadline: TimerHandle
+    secure: bool
+    """It speaks TLS; set with its first byte."""
 
     def __init__(self, connection: socket.socket, source: str) -> None:
         self.connection = connection
         self.source = source
+        self.protocol: _ServerProtocol | None = None
 
 
 class _ServerProtocol(Protocol):
@@ -309,6 +332,7 @@ class _ServerProtocol(Protocol):
             client=False,
             read_buffer=server.read_buffer_size,
         )
+        self.clock = server.clock
         self._server = server
         self.pending: _Pending | None = pending
 
@@ -338,6 +362,10 @@ async def serve(
 
 def _nobody(host: str) -> bool:
     return False
+
+
+def _everybody(host: str) -> bool:
+    return True
 
 
 def _refusal(request: WSUpgradeRequest) -> Reject | None:

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from os import stat
 from pathlib import Path
 from ssl import SSLContext, SSLError
+from time import time
 
 from shadowmesh.errors import StartError
 
@@ -26,7 +27,7 @@ class Certificate:
 
     context: SSLContext
     """Server settings with this certificate; each `reload` makes new ones."""
-    not_after: float
+    not_after = 0.0
     """When the certificate expires, as Unix time."""
     warnings: list[str]
     """What clients or administrators will mind, in words."""
@@ -41,7 +42,7 @@ class Certificate:
         return self._files() != self._seen
 
     def reload(self) -> None:
-        """Load both files; when it raises, what was loaded before stays."""
+        """Load both files; when it raises, what was loaded stays. None that expired replaces a valid one."""
         self._seen = self._files()  # before reading, so that a change meanwhile is one
         chain = _pem("tls.cert_file", self._cert_file, b"CERTIFICATE-----")
         _pem("tls.key_file", self._key_file, b"PRIVATE KEY-----")
@@ -51,7 +52,10 @@ class Certificate:
             mode = stat(self._key_file).st_mode
         except OSError as error:
             raise StartError(self._in_words(error)) from None
-        self.not_after, self.warnings = self._dates(chain)
+        not_after, warnings = self._dates(chain)
+        if not_after < time() < self.not_after:
+            raise StartError(f"{warnings[0]}, and the one in use is valid")
+        self.not_after, self.warnings = not_after, warnings
         if mode & 0o007:
             self.warnings.append(
                 f"tls.key_file {self._key_file}: everybody on this host can read the key; "

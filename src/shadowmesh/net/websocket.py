@@ -195,6 +195,17 @@ class WebSocket(WSListener):
         if self._protocol is not None:
             self._protocol.set_write_limits(high, low)
 
+    def pause_reading(self) -> None:
+        """Take nothing more from the socket until `resume_reading`, not even a close; pings go on from here.
+
+        Not to be called from a hook: with TLS, what is decrypted by then would wait for more to come.
+        """
+        self._opened().underlying_transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Take from the socket again."""
+        self._opened().underlying_transport.resume_reading()
+
     def raise_limit(self) -> None:
         """Allow messages up to `max_frame` from now on: the peer has shown who it is."""
         if self._protocol is not None:

@@ -74,6 +74,12 @@ def get_logger(name: str) -> FilteringBoundLogger:
     return cast(FilteringBoundLogger, structlog.get_logger(logger_name=name))
 
 
+def drain(seconds: float) -> None:
+    """Wait at most so long until all lines are written: for an end that atexit does not hear of."""
+    if _stderr is not None:
+        _stderr.drain(seconds)
+
+
 class Lines:
     """A stream for log lines that neither blocks nor fails. lost: how many lines did not get through."""
 
@@ -94,9 +100,9 @@ class Lines:
     def flush(self) -> None:
         """Nothing to do: each line is written at once."""
 
-    def drain(self) -> None:
+    def drain(self, seconds: float = LAST_WORDS) -> None:
         """Wait a moment until all that was said is written."""
-        deadline = time.monotonic() + LAST_WORDS
+        deadline = time.monotonic() + seconds
         while self._waiting.unfinished_tasks and time.monotonic() < deadline:
             time.sleep(0.005)
 

@@ -7,6 +7,7 @@ so a counter whose public name does not end in `_total` has the kind `unknown` (
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -92,11 +93,19 @@ class Exposition(Collector):
             yield metric.family()
 
     def render(self, accept: str = "") -> tuple[bytes, str]:
-        """Body and content type for a scrape: OpenMetrics 1.0 if `Accept` names it, else text 0.0.4.
+        """Body and content type for a scrape: OpenMetrics 1.0 if `Accept` takes it, else text 0.0.4.
 
         `prometheus_client.exposition.choose_encoder` would answer a version it has never heard of with its
         name, and a malformed one with an exception.
         """
-        if "application/openmetrics-text" in accept:
+        if _takes_openmetrics(accept):
             return _to_openmetrics(self._registry), openmetrics.CONTENT_TYPE_LATEST
         return exposition.generate_latest(self._registry), exposition.CONTENT_TYPE_PLAIN_0_0_4
+
+
+def _takes_openmetrics(accept: str) -> bool:
+    for each in accept.lower().split(","):
+        name, *parameters = (part.strip() for part in each.split(";"))
+        if name == "application/openmetrics-text":
+            return not any(re.fullmatch(r"q=0(\.0*)?", parameter) for parameter in parameters)
+    return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from shadowmesh.errors import StartError
@@ -12,6 +13,7 @@ from shadowmesh.net.tls import Certificate
 from shadowmesh.observe.lag import LoopLag
 from shadowmesh.observe.logging import get_logger
 from shadowmesh.relay.admin import health_app, metrics_app
+from shadowmesh.relay.keyfile import KeysFile
 from shadowmesh.relay.server import Server
 from shadowmesh.relay.timing import Timing
 from shadowmesh.wire.frame import MAX_FRAME
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 CERTIFICATE_SECONDS = 10.0
 """How often the certificate's files are looked at, for a renewal that nobody tells us about."""
+KEYS_SECONDS = 2.0
+"""How often the file of API keys is looked at, and whether one has expired."""
 
 log = get_logger("relay")
 
@@ -35,22 +39,26 @@ class Relay:
         listener: Listener,
         health: HttpServer,
         metrics: HttpServer | None,
+        keys: KeysFile | None,
     ) -> None:
         self.server = server
         self.listener = listener
         self.health = health
         self.metrics = metrics
+        self.keys = keys
         assert server.lag is not None
         self.tasks = [
             asyncio.create_task(server.watch(), name="relay deadlines"),
             asyncio.create_task(server.lag.run(), name="event loop lag"),
             asyncio.create_task(self._watch_certificate(), name="certificate"),
+            asyncio.create_task(self._watch_keys(), name="API keys"),
         ]
         """They run to the end; one that fails is a bug, and the relay cannot go on without it."""
 
     async def reconfigure(self, config: RelayConfig) -> None:
         """Take over a configuration that moves no port. Raises StartError, and then nothing has changed."""
         certificate = _certificate(config)
+        keys = await asyncio.to_thread(_keys, config)
         if config.metrics_enabled and self.metrics is None:
             self.metrics = await _serve_metrics(self.server, config)
         elif self.metrics is not None and not config.metrics_enabled:
@@ -58,6 +66,8 @@ class Relay:
             await closing.close()
         self._use(certificate)
         self.server.reconfigure(config)
+        self.keys = keys
+        self.server.use_keys(keys.keys if keys else None)
 
     async def stop(self) -> None:
         """Send the clients away and close all ports; within 8 seconds, whatever the clients do."""
@@ -86,13 +96,36 @@ class Relay:
         else:
             _warn_of(certificate)
             self._use(certificate)
-            log.info("certificate renewed")
+            log.info("certificate renewed", valid_until=last_day(certificate))
+
+    async def _watch_keys(self) -> None:
+        while True:
+            await asyncio.sleep(KEYS_SECONDS)
+            file = self.keys
+            if file is None:
+                continue
+            if file.changed():
+                await self._reload_keys(file)
+            self.server.expire_keys()
+
+    async def _reload_keys(self, file: KeysFile) -> None:
+        try:
+            # Thousands of keys take longer to read than frames should wait.
+            await asyncio.to_thread(file.reload)
+        except StartError as error:
+            log.error("API keys not reloaded, those in use stay", why=str(error))
+            return
+        if file is self.keys:
+            withdrawn = self.server.use_keys(file.keys)
+            log.info("API keys reloaded", keys=len(file.keys), connections_ended=withdrawn)
 
 
 async def start(config: RelayConfig, timing: Timing | None = None) -> Relay:
     """Start a relay in the running loop. Raises StartError, with all ports closed again."""
     certificate = _certificate(config)
+    keys = _keys(config)
     server = Server(config, timing)
+    server.use_keys(keys.keys if keys else None)
     server.certificate, server.lag = certificate, LoopLag()
     health = metrics = None
     try:
@@ -112,7 +145,7 @@ async def start(config: RelayConfig, timing: Timing | None = None) -> Relay:
     except BaseException:
         await _close(health, metrics)
         raise
-    return Relay(server, listener, health, metrics)
+    return Relay(server, listener, health, metrics, keys)
 
 
 def _certificate(config: RelayConfig) -> Certificate | None:
@@ -121,6 +154,15 @@ def _certificate(config: RelayConfig) -> Certificate | None:
     certificate = Certificate(config.tls.cert_file, config.tls.key_file)
     _warn_of(certificate)
     return certificate
+
+
+def _keys(config: RelayConfig) -> KeysFile | None:
+    return KeysFile(config.auth.keys_file) if config.auth.mode == "api_key" else None
+
+
+def last_day(certificate: Certificate) -> str:
+    """The day on which it expires."""
+    return f"{datetime.fromtimestamp(certificate.not_after, UTC):%Y-%m-%d}"
 
 
 def _warn_of(certificate: Certificate) -> None:

@@ -6,13 +6,14 @@
     closed    nothing in, nothing out; the WebSocket is gone within two seconds
 
 The data path is `on_binary` of the sender and `deliver` of the receiver, called straight from the event loop.
-What only some connections or some relays do (`Draining`, `Logged`) is a class of its own, and a connection
-changes its class: so it costs the others nothing.
+What only some connections or some relays do (`Draining`, and those of `relay.kinds`) is a class of its own,
+and a connection changes its class: so it costs the others nothing.
 """
 
 from __future__ import annotations
 
 import secrets
+from random import randrange
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -21,14 +22,15 @@ from shadowmesh.errors import ControlError, JoinError
 from shadowmesh.net.websocket import WebSocket
 from shadowmesh.ratelimit import TokenBucket
 from shadowmesh.relay.admission import GoneLimiter
-from shadowmesh.relay.log import shown
-from shadowmesh.relay.outbox import Outbox
+from shadowmesh.relay.counters import MEASURED_EVERY
+from shadowmesh.relay.outbox import FRAME_COST, Outbox
+from shadowmesh.relay.pacing import Pace, Pacing
 from shadowmesh.relay.router import MAX_HELD, Member, Outcome
-from shadowmesh.relay.turn import WEIGHT
 from shadowmesh.wire.control import (
     CLOSE_JOIN_REFUSED,
     CLOSE_JOIN_TIMEOUT,
     CLOSE_PROTOCOL,
+    CLOSE_WITHDRAWN,
     VERSION,
     Addresses,
     AddressesResult,
@@ -48,6 +50,7 @@ from shadowmesh.wire.control import (
 from shadowmesh.wire.frame import DATA, HEADER_SIZE, MAX_FRAME, MIN_FRAME
 
 if TYPE_CHECKING:
+    from shadowmesh.relay.keys import Grant
     from shadowmesh.relay.server import Server
 
 CLOSE_POLICY = 1008
@@ -57,13 +60,13 @@ CLOSE_FULL = 1013
 _REFUSALS = {
     CLOSE_JOIN_REFUSED: "join_refused",
     CLOSE_JOIN_TIMEOUT: "join_timeout",
+    CLOSE_WITHDRAWN: "api_key",
     CLOSE_FULL: "full",
     CLOSE_RESTART: "draining",
 }
 CONTROL_RATE, CONTROL_BURST = 10.0, 30.0
 CONTROL_ROOM = 32 * 1024
 """Bytes of answers that may wait for a client, behind the frames that its socket has not taken."""
-_OUTBOX_DROPS = ("queue_full", "relay_memory", "receiver_left")
 
 
 class _Limits:
@@ -82,21 +85,24 @@ class Connection(WebSocket):
     """A WebSocket connection of a client; `server` has what all of them share.
 
     client: its address and port (0: not known), also behind a trusted proxy; source: what counts as one
-    source. The four numbers of `counters.Traffic` are kept here.
+    source; grant: what its API key allows, None without one. The four numbers of `counters.Traffic` are kept
+    here.
     """
 
     __slots__ = (
+        "_asked",
+        "_behind",
         "_blocked",
         "_counters",
         "_limits",
         "_nonce",
         "_outbox",
+        "_pacing",
         "_pinged",
         "_progress",
         "_progress_at",
         "_room",
         "_server",
-        "_turn",
         "_waiting",
         "bytes_in",
         "bytes_out",
@@ -104,6 +110,7 @@ class Connection(WebSocket):
         "done",
         "frames_in",
         "frames_out",
+        "grant",
         "heard_at",
         "member",
         "opened_at",
@@ -116,20 +123,25 @@ class Connection(WebSocket):
         self.peer_id = peer_id
         self.client = client
         self.source = source
+        self.grant: Grant | None = None
         self.opened_at = self.heard_at = monotonic()
         self.member: Member[Connection] | None = None
         self.done = False
         self.frames_in = self.bytes_in = self.frames_out = self.bytes_out = 0
         self._server = server
         self._counters = server.counters
-        self._turn = server.turn
         self._nonce = secrets.token_bytes(32)
+        self._asked: Join | None = None
+        """The join, while it waits for being verified."""
+        self._pacing: Pacing | None = None
         self._limits: _Limits | None = None
         self._pinged = False
         self._blocked = False
         """Bytes wait in the transport: its socket takes no more."""
         self._room = 0
         """Bytes of frames that may join those, before the outbox is used."""
+        self._behind = 0
+        """What has joined them, as `Memory` counts it."""
         self._waiting: list[float] = []
         """When those of the measured frames were read whose last bytes the kernel has not taken yet."""
         self._outbox: Outbox | None = None
@@ -167,9 +179,10 @@ class Connection(WebSocket):
         except ControlError as error:
             return self.end(CLOSE_PROTOCOL, str(error))
         if self.member is None:
-            if not isinstance(message, Join):
-                return self.end(CLOSE_PROTOCOL, "the first message must be a join")
-            return self._join(message)
+            if self._asked is not None or not isinstance(message, Join):
+                return self._end_early()
+            self._asked = message
+            return self._server.joining(self)
         now = monotonic()
         if not self._bounds().control.take(now):
             return self.end(CLOSE_PROTOCOL, "too many control messages")
@@ -196,10 +209,10 @@ class Connection(WebSocket):
             self._finish("connection lost" if code is None else f"closed by the client ({code})")
         self._server.closed(self)
 
-    def end(self, code: int, reason: str) -> None:
-        """Close, and give up addresses and place at once."""
+    def end(self, code: int, reason: str, kind: str = "") -> None:
+        """Close, and give up addresses and place at once. kind: of `counters.REFUSALS`, if not the code's."""
         if not self.done:
-            self._count(code, reason)
+            self._count(code, reason, kind)
             self.close(code, reason)
             self._finish(f"closed with {code}: {reason}")
 
@@ -208,14 +221,24 @@ class Connection(WebSocket):
         self._report(error)
         self.end(CLOSE_INTERNAL, "internal error")
 
-    def _count(self, code: int, reason: str) -> None:
+    def _end_early(self) -> None:
+        waits = self._asked is not None
+        self.end(
+            CLOSE_PROTOCOL,
+            "nothing may follow a join unanswered" if waits else "the first message must be a join",
+        )
+
+    def _count(self, code: int, reason: str, kind: str = "") -> None:
         self._counters.closes[code] += 1
         if self.member is None:
-            self._server.refused(_REFUSALS.get(code, "protocol"), self.client[0], reason)
+            self._server.refused(kind or _REFUSALS.get(code, "protocol"), self.client[0], reason)
+            if code in (CLOSE_JOIN_REFUSED, CLOSE_PROTOCOL):
+                self._server.failed(self.client[0])
 
     def _finish(self, reason: str) -> None:
         if not self.done:
             self.done = True
+            self._free_behind()
             if self._outbox is not None:
                 self._outbox.clear("receiver_left")
             self._server.left(self, reason)
@@ -228,7 +251,7 @@ class Connection(WebSocket):
             if self.member is not None:
                 self.member.heard_at = now
         if self.member is None:
-            if now - self.opened_at >= timing.join:
+            if now - self.opened_at >= timing.join and self._asked is None:
                 self.end(CLOSE_JOIN_TIMEOUT, "no join in time")
         elif now - self.heard_at >= timing.dead:
             self.end(CLOSE_POLICY, "no answer to pings")
@@ -260,6 +283,7 @@ class Connection(WebSocket):
             self.end(CLOSE_RESTART, "the relay restarts")
         else:
             self.send_text(encode(Drain(reconnect_after_ms)))
+            self._server.paces.release(self.pace(()))
             self.__class__ = Draining
 
     def flushed(self) -> bool:
@@ -271,8 +295,12 @@ class Connection(WebSocket):
 
     # Join
 
-    def _join(self, message: Join) -> None:
-        server, now = self._server, monotonic()
+    def join(self) -> None:
+        """Verify the join that was asked for, and answer it."""
+        server, message, now = self._server, self._asked, monotonic()
+        if message is None or self.done:
+            return
+        self._asked = None
         try:
             claims = decode_claims(message.claims)
             verify_join(
@@ -284,8 +312,9 @@ class Connection(WebSocket):
                 message.device_signature,
             )
             self._check_claims(claims)
-            if server.is_full_for(claims):
-                return self.end(CLOSE_FULL, "the relay is full")
+            server.gate.check(self.grant, claims)
+            if refusal := server.refuses_join(self, claims):
+                return self.end(CLOSE_FULL, *refusal)
             outcome = server.router.join(
                 self, claims.network, claims.device, claims.instance, claims.addresses, now
             )
@@ -315,11 +344,10 @@ class Connection(WebSocket):
         """Pass a data frame on to the connection that holds its destination."""
         member = self.member
         if member is None:
-            return self.end(CLOSE_PROTOCOL, "the first message must be a join")
-        turn, size = self._turn, len(frame)
+            return self._end_early()
+        size = len(frame)
         self.frames_in += 1
         self.bytes_in += size
-        turn.left = left = turn.left - 1
         if size < MIN_FRAME or frame[0] != DATA:
             return self._drop("bad_frame")
         header = bytes(frame[:HEADER_SIZE])
@@ -331,7 +359,8 @@ class Connection(WebSocket):
         if receiver is self:
             return self._drop("own_destination")
         try:
-            receiver.deliver(frame, turn.clock() if left <= 0 else 0.0)
+            clock = self._server.clock
+            receiver.deliver(frame, clock.at or clock.begin())
         except Exception as error:
             self._counters.drops["internal_error"] += 1
             receiver.fail(error)
@@ -339,39 +368,52 @@ class Connection(WebSocket):
     def deliver(self, frame: memoryview, read_at: float) -> None:
         """Send a frame to this client, or keep a copy while its socket takes no more.
 
-        read_at: monotonic time of reading it, 0.0 if its latency is not to be measured.
+        read_at: monotonic time at which the turn of the event loop began that read it.
         """
         if self.closing:
-            self._counters.drops["receiver_left"] += 1
+            self.lose("receiver_left")
         elif not self._blocked:
             self.send_binary(frame)
             self.frames_out += 1
             self.bytes_out += len(frame)
-            if read_at:
-                self._sent(read_at)
-        elif self._room > 0:
+            self._sent(read_at)
+        elif self._room > 0 and self._server.memory.has_room(len(frame)):
             self._send_behind(frame, read_at)
         else:
             if self._outbox is None:
-                self._outbox = Outbox(self._server.memory)
+                self._outbox = Outbox(self._server.memory, self)
             self._outbox.push(bytes(frame), read_at)
 
     def _sent(self, read_at: float) -> None:
-        """Record the latency of a frame, now or when the kernel has taken all of it."""
+        """Measure the latency: of each frame that waits for the kernel to take it, of some that do not."""
         if self._blocked:
             self._waiting.append(read_at)
-        else:
+            return
+        counters = self._counters
+        counters.unmeasured -= 1
+        if counters.unmeasured < 0:
+            counters.unmeasured = randrange(2 * MEASURED_EVERY - 1)
             now = monotonic()
-            self._counters.latency.record(now - read_at, now, WEIGHT)
+            counters.latency.record(now - read_at, now, MEASURED_EVERY)
+
+    def _record(self, read_at: float) -> None:
+        now = monotonic()
+        self._counters.latency.record(now - read_at, now)
 
     def _send_behind(self, frame: memoryview | bytes, read_at: float) -> None:
         """Give the transport a frame to send behind those that wait there."""
-        self._room -= len(frame)
+        size = len(frame)
+        self._room -= size
+        self._behind += size + FRAME_COST
+        self._server.memory.used += size + FRAME_COST
         self.send_binary(frame)
         self.frames_out += 1
-        self.bytes_out += len(frame)
-        if read_at:
-            self._waiting.append(read_at)
+        self.bytes_out += size
+        self._waiting.append(read_at)
+
+    def _free_behind(self) -> None:
+        self._server.memory.used -= self._behind
+        self._behind = 0
 
     def pause_writing(self) -> None:
         """The kernel takes no more: frames wait from here on."""
@@ -381,8 +423,9 @@ class Connection(WebSocket):
     def resume_writing(self) -> None:
         """The kernel has taken everything: send what waits until it is full again."""
         self._blocked = False
+        self._free_behind()
         for read_at in self._waiting:
-            self._sent(read_at)
+            self._record(read_at)
         self._waiting.clear()
         outbox = self._outbox
         while outbox and not self.closing:
@@ -391,20 +434,23 @@ class Connection(WebSocket):
                 self.send_binary(frame)
                 self.frames_out += 1
                 self.bytes_out += len(frame)
-                if read_at:
-                    self._sent(read_at)
+                if self._blocked:
+                    self._waiting.append(read_at)
+                else:
+                    self._record(read_at)
             elif self._room > 0:
-                self._send_behind(*outbox.pop())
+                self._send_behind(*outbox.pop())  # as much room as it had
             else:
                 return
         if not outbox:
             self._outbox = None
 
-    def _lose(self, reason: str, destination: bytes = b"") -> None:
-        self._counters.drops[reason] += 1
+    def lose(self, reason: str, destination: bytes = b"", frames: int = 1) -> None:
+        """Frames of this client, or for it, are lost."""
+        self._counters.drops[reason] += frames
 
     def _drop(self, reason: str) -> None:
-        self._lose(reason)
+        self.lose(reason)
         now, told = monotonic(), self._bounds().problems
         if now - told.get(reason, -1e9) >= self._server.timing.problem_every:
             told[reason] = now
@@ -412,7 +458,7 @@ class Connection(WebSocket):
 
     def _absent(self, destination: bytes, member: Member[Connection]) -> None:
         reason = "disconnected" if self._server.router.is_away(member, destination) else "not_here"
-        self._lose(reason, destination)
+        self.lose(reason, destination)
         if self._bounds().gone.allows(destination, monotonic()):
             self._tell(Gone(destination, reason))
 
@@ -430,6 +476,24 @@ class Connection(WebSocket):
             self._limits = _Limits()
         return self._limits
 
+    def pace(self, paces: tuple[Pace, ...]) -> tuple[Pace, ...]:
+        """Be read from no faster than `paces` allow, from now on; return those of until now.
+
+        With paces the class is to be `Paced`.
+        """
+        old = self._pacing
+        self._pacing = Pacing(paces, self.bytes_in) if paces else None
+        if old is None:
+            return ()
+        now = monotonic()
+        old.spend(self.bytes_in, now)
+        if old.due is not None:
+            old.due.cancel()
+        if old.paused:
+            self.heard_at = now
+            self.resume_reading()
+        return old.paces
+
 
 class Draining(Connection):
     """A joined client of a relay that stops."""
@@ -441,44 +505,6 @@ class Draining(Connection):
         self.frames_in += 1
         self.bytes_in += len(frame)
         self._counters.drops["draining"] += 1
-
-
-class Logged(Connection):
-    """A client of a relay that logs frames (headers only) or routing. Both logs are at a bounded rate."""
-
-    __slots__ = ()
-
-    def on_binary(self, frame: memoryview) -> None:
-        """Log who sends how much to whom."""
-        log = self._server.frame_log
-        if log is not None and self.member is not None and len(frame) >= MIN_FRAME and log.ready():
-            header = bytes(frame[:HEADER_SIZE])
-            log.info(
-                "data frame",
-                network=self._server.names(self)["network"],
-                source=shown([header[17:]]),
-                destination=shown([header[1:17]]),
-                size=len(frame),
-            )
-        super().on_binary(frame)
-
-    def deliver(self, frame: memoryview, read_at: float) -> None:
-        """Log what this client's outbox loses."""
-        drops = self._counters.drops
-        before = [drops[reason] for reason in _OUTBOX_DROPS]
-        super().deliver(frame, read_at)
-        for reason, count in zip(_OUTBOX_DROPS, before, strict=True):
-            if drops[reason] > count:
-                self._log_loss(reason)
-
-    def _lose(self, reason: str, destination: bytes = b"") -> None:
-        super()._lose(reason, destination)
-        self._log_loss(reason, destination)
-
-    def _log_loss(self, reason: str, destination: bytes = b"") -> None:
-        log = self._server.routing_log
-        if log is not None and self.member is not None:
-            log.drop(self._server.names(self), reason, destination)
 
 
 def _answer(outcome: Outcome[Connection]) -> tuple[tuple[bytes, ...], tuple[Refused, ...]]:

@@ -29,10 +29,18 @@ REFUSALS = (
     "join_timeout",
     "protocol",
     "full",
+    "network_full",
     "too_many_from_source",
+    "connect_rate",
+    "penalty",
+    "api_key",
     "origin",
     "draining",
 )
+
+
+MEASURED_EVERY = 16
+"""On average, and at random: load that comes in a rhythm would be seen at its highs or lows only."""
 
 
 class Traffic(Protocol):
@@ -47,7 +55,7 @@ class Traffic(Protocol):
 class Counters:
     """One per relay. `connections` are those that are there; `retire` those that are no more."""
 
-    __slots__ = ("_connections", "_retired", "closes", "drops", "joins", "latency", "refused")
+    __slots__ = ("_connections", "_retired", "closes", "drops", "joins", "latency", "refused", "unmeasured")
 
     def __init__(self, now: float, connections: Collection[Traffic] = ()) -> None:
         self._connections = connections
@@ -61,6 +69,8 @@ class Counters:
         self.closes: Counter[int] = Counter()
         """Close codes that this relay has sent."""
         self.latency = LatencyHistogram(now)
+        self.unmeasured = 0
+        """Frames taken by the kernel at once until one is measured, for `MEASURED_EVERY` of them."""
 
     @property
     def frames_in(self) -> int:

@@ -18,12 +18,16 @@ SHOWN = 8
 
 
 class LimitedLog:
-    """At most `rate` lines a second and `burst` at once; a line tells how many before it were left out."""
+    """At most `rate` lines a second and `burst` at once; a line tells how many before it were left out.
+
+    `flush` tells it of those that no line comes after.
+    """
 
     def __init__(self, rate: float, burst: float | None = None) -> None:
         self._log = get_logger("relay")
         self._bucket = TokenBucket(rate, burst or rate)
-        self._unlogged = 0
+        self._unlogged = self._seen = 0
+        self._latest = ""
 
     def ready(self) -> bool:
         """Whether there is room for one more line; if not, it is counted, and must not be written."""
@@ -37,7 +41,18 @@ class LimitedLog:
         if self._unlogged:
             facts["unlogged_before"] = self._unlogged
             self._unlogged = 0
+        self._latest = event
         self._log.info(event, **facts)
+
+    def flush(self, *, last: bool = False) -> None:
+        """Write how many lines were left out, if no more came since the call before (`last`: at once).
+
+        To be called now and then, and at the end.
+        """
+        left_out, before, self._seen = self._unlogged, self._seen, self._unlogged
+        if left_out and (last or (left_out == before and self._bucket.take(monotonic()))):
+            self._unlogged = self._seen = 0
+            self._log.info("lines left out", count=left_out, like=self._latest)
 
 
 class RoutingLog(LimitedLog):
@@ -60,11 +75,13 @@ class RoutingLog(LimitedLog):
         if held and log.ready():
             log.info("addresses in grace", **names, addresses=shown(held))
 
-    def drop(self, names: dict[str, str], reason: str, destination: bytes = b"") -> None:
-        """A frame was not passed on; `names` are of its sender, or of the receiver whose outbox is full."""
+    def drop(self, names: dict[str, str], reason: str, destination: bytes = b"", frames: int = 1) -> None:
+        """Frames were not passed on; `names` are of their sender, or of the receiver whose outbox is full."""
         log = self
         if log.ready():
-            facts = {"destination": shown([destination])} if destination else {}
+            facts: dict[str, Any] = {"destination": shown([destination])} if destination else {}
+            if frames > 1:
+                facts["frames"] = frames
             log.info("frame dropped", **names, reason=reason, **facts)
 
 

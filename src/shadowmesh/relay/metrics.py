@@ -83,11 +83,11 @@ def _times(server: Server, here: dict[str, str], now: float) -> Iterator[Metric 
     quantiles = zip(("0.5", "0.99"), latency.quantiles((0.5, 0.99), now), strict=True)
     yield Metric(
         PREFIX + "latency_ms",
-        "From reading a frame until the kernel took its last byte, sampled over the last one to two minutes.",
+        "From the turn that read a frame until the kernel took its last byte; the last one to two minutes.",
         "gauge",
         [(here | {"quantile": name}, round(value * 1000, 3)) for name, value in quantiles],
     )
-    text = "From reading a frame until the kernel took its last byte, sampled since the start."
+    text = "From the turn that read a frame until the kernel took its last byte, since the start."
     yield Latencies(PREFIX + "latency_seconds", text, here, latency)
     if server.lag is not None:
         text = "How late the event loop came at worst in the last 10 seconds."

@@ -16,18 +16,21 @@ from shadowmesh.config.loader import DEFAULT_RELAY_PATH, load_relay_config
 from shadowmesh.config.reload import changed, merged, needs_restart
 from shadowmesh.errors import ConfigError, StartError
 from shadowmesh.net.loop import run_loop
-from shadowmesh.observe.logging import Style, configure, get_logger
+from shadowmesh.observe.logging import Style, configure, drain, get_logger
 from shadowmesh.observe.systemd import Notifier
-from shadowmesh.relay.app import Relay, start
+from shadowmesh.relay.app import Relay, last_day, start
 
 if TYPE_CHECKING:
     from shadowmesh.config.loader import Loaded
     from shadowmesh.config.relay import RelayConfig
 
-FILES_BESIDE_CLIENTS = 256
-"""Open files that the relay needs besides one for each joined client."""
+FILES_BESIDE_CLIENTS = 1280
+"""Open files that the relay needs besides one for each client: for connections that have not asked for
+anything yet, for the HTTP ports, and its own."""
 STATUS_SECONDS = 3.0
 """How often systemd's status line is brought up to date."""
+LAST_WORDS = 0.1
+"""Seconds that an end by a second signal waits for the log."""
 
 log = get_logger("relay")
 
@@ -87,6 +90,8 @@ class _Program:
 
     def _on_signal(self, number: int) -> None:
         if self._stop.is_set():
+            log.warning("a second signal ends the relay at once", signal=signal.Signals(number).name)
+            drain(LAST_WORDS)
             os._exit(128 + number)
         self._stop.set()
 
@@ -100,15 +105,19 @@ class _Program:
 
     def _say_ready(self) -> None:
         config, relay = self._config, self._relay
+        certificate = relay.server.certificate
         log.info(
             "relay is ready",
             version=__version__,
             region=config.region,
             server_name=config.server_name,
-            relay_port=relay.listener.port,
-            health_port=relay.health.port,
-            metrics_port=relay.metrics.port if relay.metrics else "off",
-            tls="on" if config.tls else "off",
+            relay_port=_place(config.bind_address, relay.listener.port),
+            health_port=_place(config.health_bind, relay.health.port),
+            metrics_port=_place(config.metrics_bind, relay.metrics.port) if relay.metrics else "off",
+            tls="on" if certificate else "off",
+            **({"certificate_valid_until": last_day(certificate)} if certificate else {}),
+            auth=config.auth.mode,
+            **({"keys": len(relay.keys.keys)} if relay.keys else {}),
             origins=", ".join(config.allowed_origins) or "none",
             trusted_proxies=", ".join(map(str, config.trusted_proxies)) or "none",
             max_connections=config.max_connections,
@@ -122,7 +131,8 @@ class _Program:
             log.info("settings that have no effect in this version", keys=", ".join(config.without_effect))
 
     def _check_files(self, allowed: int) -> None:
-        needed = self._config.max_connections + FILES_BESIDE_CLIENTS
+        admission = self._relay.server.admission
+        needed = admission.max_connections + admission.max_unjoined + FILES_BESIDE_CLIENTS
         if allowed < needed:
             log.warning(
                 "too few open files for max_connections; raise LimitNOFILE of the service",
@@ -180,6 +190,11 @@ class _Program:
             changed=", ".join(changed(old, loaded.config)) or "nothing",
             config=loaded.source,
         )
+
+
+def _place(host: str | None, port: int) -> str:
+    """Where it listens; `*` stands for all interfaces."""
+    return f"{'*' if host is None else f'[{host}]' if ':' in host else host}:{port}"
 
 
 def _raise_file_limit() -> int:

@@ -70,10 +70,11 @@ class _Entry(Generic[C]):
 
 
 class _Network(Generic[C]):
-    __slots__ = ("devices", "entries", "id", "routes")
+    __slots__ = ("devices", "entries", "id", "joined", "routes")
 
     def __init__(self, network_id: bytes) -> None:
         self.id = network_id
+        self.joined = 0
         self.routes: dict[bytes, C] = {}
         self.entries: dict[bytes, _Entry[C]] = {}
         self.devices: dict[bytes, _Device[C]] = {}
@@ -107,7 +108,10 @@ class Outcome(Generic[C]):
 
 
 class Router(Generic[C]):
-    """Address tables of all networks. `now` is monotonic seconds; `max_away` bounds the entries in grace."""
+    """Address tables of all networks. `now` is monotonic seconds; `max_away` bounds the entries in grace.
+
+    max_addresses: entries of one network, those in grace too; 0: no limit. It may be changed at any time.
+    """
 
     def __init__(self, max_away: int, *, grace: float = GRACE, probe_timeout: float = PROBE_TIMEOUT) -> None:
         self._grace = grace
@@ -115,6 +119,7 @@ class Router(Generic[C]):
         self._networks: dict[bytes, _Network[C]] = {}
         self._away: dict[_Entry[C], None] = {}
         self._max_away = max_away
+        self.max_addresses = 0
 
     @property
     def networks(self) -> int:
@@ -126,11 +131,16 @@ class Router(Generic[C]):
         """How many addresses are held by live connections."""
         return sum(len(network.routes) for network in self._networks.values())
 
-    def is_joined(self, network_id: bytes, device_id: bytes) -> bool:
-        """Whether this device has a live connection, which a join of it would replace."""
+    def joined(self, network_id: bytes, device_id: bytes) -> C | None:
+        """The live connection of this device, which a join of it would replace."""
         network = self._networks.get(network_id)
         device = network.devices.get(device_id) if network else None
-        return device is not None and device.member is not None
+        return device.member.connection if device is not None and device.member is not None else None
+
+    def members(self, network_id: bytes) -> int:
+        """How many devices of this network have a live connection."""
+        network = self._networks.get(network_id)
+        return network.joined if network else 0
 
     def join(
         self,
@@ -159,6 +169,8 @@ class Router(Generic[C]):
         if device.member is not None:
             outcome.replaced = device.member.connection
             device.member.held.clear()
+        else:
+            network.joined += 1
         device.member = outcome.member
         wanted = dict.fromkeys(addresses)
         for entry in [e for address, e in device.entries.items() if address not in wanted]:
@@ -185,6 +197,7 @@ class Router(Generic[C]):
         if device is None or device.member is not member:
             return
         device.member = None
+        network.joined -= 1
         for address in member.held:
             entry = network.entries[address]
             entry.member = None
@@ -225,7 +238,11 @@ class Router(Generic[C]):
             if len(member.held) >= MAX_HELD:
                 outcome.refused.append((address, "too_many"))
                 continue
-            entry = member.network.entries.get(address)
+            entries = member.network.entries
+            entry = entries.get(address)
+            if entry is None and 0 < self.max_addresses <= len(entries):
+                outcome.refused.append((address, "too_many"))
+                continue
             if entry is not None and entry.device != member.device and not self._give_up(outcome, entry, now):
                 outcome.refused.append((address, "address_in_use"))
                 continue
@@ -236,10 +253,12 @@ class Router(Generic[C]):
         holder = entry.member
         if holder is None:
             return entry.expires <= now
-        if holder.probed_at is None or holder.heard_at > holder.probed_at:
+        probed_at = holder.probed_at
+        # Not for each who asks: a crowd would have the holder answer more pings than it may.
+        if probed_at is None or holder.heard_at > probed_at <= now - self._probe_timeout:
             holder.probed_at = now
             outcome.probe.append(holder.connection)
-        elif now - holder.probed_at >= self._probe_timeout:
+        elif holder.heard_at <= probed_at <= now - self._probe_timeout:
             holder.held.discard(entry.address)
             if holder.connection not in outcome.dead:
                 outcome.dead.append(holder.connection)

@@ -5,30 +5,44 @@ from __future__ import annotations
 import asyncio
 import re
 import secrets
+from collections import deque
 from dataclasses import replace
 from hashlib import blake2b
+from math import ceil
 from random import randint
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from shadowmesh.net.server import Reject, Request
+from shadowmesh.net.turn import TurnClock
 from shadowmesh.net.websocket import CLOSE_SECONDS
 from shadowmesh.relay.admission import Admission, Refusal
-from shadowmesh.relay.connection import CLOSE_RESTART, Connection, Draining, Logged
+from shadowmesh.relay.connection import CLOSE_RESTART, Connection, Draining
 from shadowmesh.relay.counters import Counters
+from shadowmesh.relay.gate import Gate
+from shadowmesh.relay.kinds import kind
 from shadowmesh.relay.log import SHOWN, LimitedLog, RoutingLog
 from shadowmesh.relay.outbox import Memory
+from shadowmesh.relay.pacing import Paces
 from shadowmesh.relay.router import Outcome, Router
 from shadowmesh.relay.source import Proxies, origin_allowed, source_of, values
+from shadowmesh.relay.sources import Sources
 from shadowmesh.relay.timing import Timing
-from shadowmesh.relay.turn import Turn
-from shadowmesh.wire.control import CLOSE_REPLACED, REJOIN_HEADER, SUBPROTOCOL, Addresses, Claims
+from shadowmesh.wire.control import (
+    CLOSE_REPLACED,
+    CLOSE_WITHDRAWN,
+    REJOIN_HEADER,
+    SUBPROTOCOL,
+    Addresses,
+    Claims,
+)
 
 if TYPE_CHECKING:
     from shadowmesh.config.relay import RelayConfig
     from shadowmesh.net.server import Server as Listener
     from shadowmesh.net.tls import Certificate
     from shadowmesh.observe.lag import LoopLag
+    from shadowmesh.relay.keys import Keys
     from shadowmesh.relay.router import Member
 
 AWAY_PER_CONNECTION = 64
@@ -37,11 +51,19 @@ FLUSH_SECONDS = 5.0
 """How long the end of the relay waits for clients to take what is queued for them."""
 LOGGED_RATE = 50.0
 """Lines a second of each of the logs of frames and of routing."""
+JOINS_PER_TURN = 4
+"""Joins verified in one turn of the event loop, two signatures each; the others wait in a queue."""
+CHECKS_PER_TURN = 256
+"""Connections whose deadlines are looked at in one turn."""
 _FLUSH_TICK = 0.01
+_AGENT = re.compile(r"shadowmesh/[0-9]{1,4}(\.[0-9]{1,4}){0,3}")
 _PEER_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _RETRY = {"Retry-After": "5"}
+_AUTHENTICATE = {"WWW-Authenticate": 'Bearer realm="shadowmesh"'}
 _DRAINING = Reject(503, "the relay restarts; come again in a moment", _RETRY)
 _FOREIGN = Reject(403, "this relay does not serve pages of this Origin")
+_TOO_FAST = Reject(429, "too many new connections from this source", _RETRY)
+_CROWDED = Reject(429, "too many connections from this source", _RETRY)
 _REFUSED: dict[Refusal, tuple[str, Reject]] = {
     "too_many_from_source": (
         "too_many_from_source",
@@ -62,8 +84,11 @@ class Server:
         self.connections: set[Connection] = set()
         self.counters = Counters(self.started_at, self.connections)
         self.admission = Admission(config.max_connections)
-        self.memory = Memory(config.queue_size, self.counters.drops)
-        self.turn = Turn()
+        self.gate = Gate()
+        self.sources = Sources(0, 0)
+        self.paces = Paces()
+        self.memory = Memory(config.queue_size, config.limits.queue_memory)
+        self.clock = TurnClock()
         self.router: Router[Connection] = Router(
             AWAY_PER_CONNECTION * config.max_connections,
             grace=self.timing.grace,
@@ -76,6 +101,8 @@ class Server:
         self.frame_log: LimitedLog | None = None
         self.routing_log: RoutingLog | None = None
         self._listener: Listener | None = None
+        self._joins: deque[Connection] = deque()
+        self._verified = 0  # in this turn
         # Client addresses are shown only through a hash whose key dies with this process.
         self._source_key = secrets.token_bytes(16)
         self._refusal_log = LimitedLog(1.0, 10.0)
@@ -103,26 +130,59 @@ class Server:
             self.timing = replace(self.timing, keepalive=new.keepalive, dead=new.dead)
         self.admission.resize(config.max_connections)
         self.router.resize(AWAY_PER_CONNECTION * config.max_connections)
-        self.memory.max_frames = config.queue_size
         self._apply(config)
         for connection in self.connections:
-            if not isinstance(connection, Draining):
-                connection.__class__ = self._kind
+            self.dress(connection)
         if self._listener is not None:
             self._apply_to(self._listener)
 
     def _apply(self, config: RelayConfig) -> None:
+        self._flush_logs(last=True)
         self.config = config
         self._proxies = Proxies(config.trusted_proxies)
         self.frame_log = (self.frame_log or LimitedLog(LOGGED_RATE)) if config.frame_logging else None
         self.routing_log = (self.routing_log or RoutingLog(LOGGED_RATE)) if config.log_routing else None
-        self._kind = Logged if config.frame_logging or config.log_routing else Connection
+        self._logs = config.frame_logging or config.log_routing
+        limits, share = config.limits, config.limits.connections_per_source
+        self.sources.rate = limits.connects_per_second
+        self.sources.most = max(64, config.max_connections // 4) if share is None else share
+        self.router.max_addresses = limits.addresses_per_network
+        self.memory.resize(config.queue_size, limits.queue_memory)
 
     def _apply_to(self, listener: Listener) -> None:
+        listener.clock = self.clock
         listener.trusted = self._proxies.trusts
+        listener.source_of, listener.admits = source_of, self.admits
         listener.read_buffer_size = self.config.read_buffer_size
 
+    def dress(self, connection: Connection) -> None:
+        """Let the rates that are set, and what is to be logged, hold for a connection."""
+        if connection.done or isinstance(connection, Draining):
+            return
+        limits, member, grant = self.config.limits, connection.member, connection.grant
+        wanted: list[tuple[object, float]] = []
+        if member is not None:
+            network = member.network.id
+            wanted.append((network + member.device, limits.device_bytes_per_second))
+            wanted.append((network, limits.network_bytes_per_second))
+        if member is not None and grant is not None:
+            wanted.append((grant.id, grant.bytes_per_second))
+        paces = self.paces.take(wanted, monotonic())
+        self.paces.release(connection.pace(paces))
+        connection.__class__ = kind(logged=self._logs, paced=bool(paces))
+
     # Called by the listener
+
+    def admits(self, ip: str) -> bool:
+        """Whether a TCP connection is let in, as far as it is known yet from where it comes."""
+        if (
+            self._proxies.trusts(ip)
+            or self._proxies.may_hide_many(ip)
+            or self.sources.connects(source_of(ip), monotonic())
+        ):
+            return True
+        self.refused("connect_rate", ip)
+        return False
 
     def upgrade(self, request: Request) -> Connection | Reject:
         """Decide about an upgrade request: a connection, or an HTTP refusal."""
@@ -132,23 +192,43 @@ class Server:
         if not _PEER_ID.fullmatch(peer_id):
             return Reject(400, "peer_id: 1 to 64 of A-Z a-z 0-9 . _ - are required")
         client = self._proxies.client(request.remote, request.headers)
+        grant = self.gate.admit(request.headers)
+        if isinstance(grant, str):
+            self.refused("api_key", client[0], grant)
+            self.failed(client[0])
+            return Reject(401, grant, _AUTHENTICATE)
         if not origin_allowed(request.headers, self.config.allowed_origins):
-            self.refused("origin", client[0])
+            self.refused("origin", client[0], ", ".join(values(request.headers, "origin"))[:100])
             return _FOREIGN
         if self.draining:
             self.refused("draining", client[0])
             return _DRAINING
         source = source_of(client[0])
-        rejoin = values(request.headers, REJOIN_HEADER.lower()) == ["1"]
-        refusal = self.admission.refuses(source, rejoin)
-        if refusal is not None:
-            kind, answer = _REFUSED[refusal]
-            self.refused(kind, client[0], answer.body)
+        if refusal := self._refuses(request, client[0], source):
+            why, answer = refusal
+            self.refused(why, client[0], answer.body)
             return answer
-        connection = self._kind(self, client, source, peer_id)
+        connection = kind(logged=self._logs, paced=False)(self, client, source, peer_id)
+        connection.grant = grant
         if SUBPROTOCOL in request.subprotocols:
             connection.subprotocol = SUBPROTOCOL
         return connection
+
+    def _refuses(self, request: Request, ip: str, source: str) -> tuple[str, Reject] | None:
+        """Why there is no room for one more connection of this source, if so."""
+        now, sources = monotonic(), self.sources
+        rejoin = values(request.headers, REJOIN_HEADER.lower()) == ["1"]
+        if not self._proxies.may_hide_many(ip):
+            if seconds := sources.barred(source, now):
+                retry = {"Retry-After": str(ceil(seconds))}
+                return "penalty", Reject(429, "too many failed joins from this source", retry)
+            # Who comes directly was counted by `admits`.
+            if self._proxies.trusts(request.remote[0]) and not sources.connects(source, now):
+                return "connect_rate", _TOO_FAST
+            if sources.is_full(source) and not rejoin:
+                return "too_many_from_source", _CROWDED
+        refusal = self.admission.refuses(source, rejoin)
+        return _REFUSED[refusal] if refusal else None
 
     # Called by connections
 
@@ -156,16 +236,61 @@ class Server:
         """A WebSocket is up; it has not joined."""
         self.connections.add(connection)
         self.admission.open(connection.source)
+        self.sources.open(connection.source)
 
-    def is_full_for(self, claims: Claims) -> bool:
-        """Whether there is no place for this device, which may take that of its own older connection."""
-        return self.admission.full and not self.router.is_joined(claims.network, claims.device)
+    def failed(self, ip: str) -> None:
+        """Somebody from there was refused for what it showed."""
+        if not self._proxies.may_hide_many(ip):
+            self.sources.failed(source_of(ip), monotonic())
+
+    def joining(self, connection: Connection) -> None:
+        """Verify its join now, or in a later turn if there are many: frames must not wait for all of them."""
+        if self._verified >= JOINS_PER_TURN:
+            self._joins.append(connection)
+            return
+        if not self._verified:
+            asyncio.get_running_loop().call_soon(self._join_more)
+        self._verified += 1
+        connection.join()
+
+    def _join_more(self) -> None:
+        self._verified = 0
+        while self._joins and self._verified < JOINS_PER_TURN:
+            connection = self._joins.popleft()
+            if not connection.done:
+                self._verified += 1
+                connection.guard(connection.join)
+        if self._verified:
+            asyncio.get_running_loop().call_soon(self._join_more)
+
+    def refuses_join(self, connection: Connection, claims: Claims) -> tuple[str, str] | None:
+        """Why there is no place for this device, in words and of `counters.REFUSALS`, if there is none.
+
+        It may take the place of its own older connection.
+        """
+        old = self.router.joined(claims.network, claims.device)
+        if old is None:
+            share = self.config.limits.connections_per_network
+            if self.admission.full:
+                return "the relay is full", "full"
+            if 0 < share <= self.router.members(claims.network):
+                return "this network has its share of this relay", "network_full"
+            # It may have come in by saying that it was here before.
+            if self.sources.exceeds(connection.source) and not self._proxies.may_hide_many(
+                connection.client[0]
+            ):
+                return _CROWDED.body, "too_many_from_source"
+        if self.gate.is_full_for(connection.grant, old):
+            return "this API key has as many connections as it may have", "full"
+        return None
 
     def joined(self, connection: Connection, claims: Claims, outcome: Outcome[Connection]) -> None:
         """A join was accepted."""
         self.admission.leave_unjoined(connection.source)
         self.admission.joined += 1
         self.counters.joins += 1
+        self.gate.joined(connection)
+        self.dress(connection)
         log = self._connection_log
         if self.config.log_connections and log.ready():
             log.info(
@@ -174,7 +299,7 @@ class Server:
                 source=self.shown_source(connection.client[0]),
                 addresses=len(outcome.member.held),
                 refused=len(outcome.refused),
-                agent=claims.agent,
+                agent=self.shown_agent(claims.agent),
             )
         self._settle(outcome, set())
 
@@ -202,10 +327,13 @@ class Server:
     def left(self, connection: Connection, reason: str) -> None:
         """A connection has ended for us: give its place and addresses back. Comes once for each."""
         member = connection.member
+        self.sources.close(connection.source)
+        self.paces.release(connection.pace(()))
         if member is None:
             self.admission.leave_unjoined(connection.source)
             return
         self.admission.joined -= 1
+        self.gate.left(connection)
         now = monotonic()
         if self.routing_log is not None:
             self.routing_log.leaves(self.names(connection), member.held)
@@ -237,14 +365,41 @@ class Server:
 
     # Called by the program
 
+    def use_keys(self, keys: Keys | None) -> int:
+        """Let these API keys hold (None: everybody may come); how many connections have to go."""
+        changed = self.gate.use(keys)
+        gone = 0
+        for connection in [c for c in self.connections if not c.done]:
+            grant = connection.grant
+            if changed is not None and grant is not None and grant.id not in changed:
+                continue
+            if why := self.gate.renew(connection):
+                connection.guard(connection.end, CLOSE_WITHDRAWN, why)
+                gone += 1
+            else:
+                self.dress(connection)
+        return gone
+
+    def expire_keys(self) -> None:
+        """End the connections whose API keys have expired."""
+        now = self.gate.clock()
+        for connection in [c for c in self.connections if self.gate.expired(c, now) and not c.done]:
+            if why := self.gate.renew(connection):
+                connection.guard(connection.end, CLOSE_WITHDRAWN, why)
+
     async def watch(self) -> None:
         """Look at all deadlines, every tick, for ever."""
         while True:
             await asyncio.sleep(self.timing.tick)
             now = monotonic()
+            self._flush_logs()
             self.router.expire(now)
-            for connection in [c for c in self.connections if not c.closing]:
-                connection.guard(connection.check, now)
+            self.paces.expire(now)
+            for number, connection in enumerate([c for c in self.connections if not c.closing], 1):
+                if not connection.closing:
+                    connection.guard(connection.check, monotonic())
+                if not number % CHECKS_PER_TURN:
+                    await asyncio.sleep(0)
 
     async def drain(self, flush: float = FLUSH_SECONDS) -> None:
         """Send all clients away: say when to come back, let them take what is queued, close.
@@ -268,6 +423,12 @@ class Server:
             await asyncio.sleep(_FLUSH_TICK)
         for connection in self.connections:
             connection.abort()
+        self._flush_logs(last=True)
+
+    def _flush_logs(self, *, last: bool = False) -> None:
+        for log in (self._refusal_log, self._connection_log, self.frame_log, self.routing_log):
+            if log is not None:
+                log.flush(last=last)
 
     # What is shown of clients
 
@@ -275,15 +436,25 @@ class Server:
         """An IP as logs show it: itself, or what stands for its source while this process runs."""
         if not self.config.zero_knowledge:
             return ip
-        return blake2b(source_of(ip).encode(), key=self._source_key, digest_size=4).hexdigest()
+        return self._hashed(source_of(ip))
+
+    def _hashed(self, text: str) -> str:
+        return blake2b(text.encode(), key=self._source_key, digest_size=4).hexdigest()
+
+    def shown_agent(self, agent: str) -> str:
+        """What a client says of its program; as logs show it, nothing but what ours say."""
+        return agent if not self.config.zero_knowledge or _AGENT.fullmatch(agent) else "other"
 
     def names(self, connection: Connection) -> dict[str, str]:
         """A joined client as logs show it: the first digits of its ids, or all of them."""
         member = connection.member
         assert member is not None
         digits = SHOWN if self.config.zero_knowledge else None
-        return {
+        names = {
             "device": member.device.hex()[:digits],
             "network": member.network.id.hex()[:digits],
-            "peer_id": connection.peer_id,
+            # Ours is random, but others may have written their name there.
+            "peer_id": self._hashed(connection.peer_id) if digits else connection.peer_id,
         }
+        grant = connection.grant
+        return names if grant is None else names | {"key": grant.id if digits else grant.name}

@@ -51,18 +51,25 @@ class Proxies:
         address = ipaddress.ip_address(ip.partition("%")[0])
         return any(address in network for network in self._networks)
 
+    def may_hide_many(self, ip: str) -> bool:
+        """Whether this may be the address of many: this host's own, unless it is that of a trusted proxy.
+
+        One that runs here and is not in `trusted_proxies` has all its clients come from there.
+        """
+        return ipaddress.ip_address(ip.partition("%")[0]).is_loopback and not self.trusts(ip)
+
     def client(self, remote: tuple[str, int], headers: Mapping[str, str]) -> tuple[str, int]:
         """Address and port (0: not known) of the client behind the connection from `remote`.
 
         That is `remote` itself unless it is a trusted proxy that names, in well-formed headers, an address
-        which is not a trusted proxy's: X-Real-IP, else the last such of X-Forwarded-For, for everything
-        before it may have been written by the client.
+        which is not a trusted proxy's: X-Real-IP or, only where that header is missing, the last such of
+        X-Forwarded-For, for everything before it may have been written by the client.
         """
         if not self.trusts(remote[0]):
             return remote
-        real = _address(",".join(values(headers, "x-real-ip")))
-        if real is not None and not self.trusts(real):
-            return real, 0
+        if said := values(headers, "x-real-ip"):
+            real = _address(",".join(said))
+            return remote if real is None or self.trusts(real) else (real, 0)
         for each in reversed(",".join(values(headers, "x-forwarded-for")).split(",")):
             ip = _address(each)
             if ip is None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from base64 import b64decode, b64encode
+from ssl import SSLContext
 from typing import Any
 
 from shadowmesh.testing.relay_client import address, frame, key, public
-from shadowmesh.testing.websocket import BINARY, CLOSE, PING, TEXT, RawPeer
+from shadowmesh.testing.websocket import BINARY, CLOSE, PING, PONG, TEXT, RawPeer
 from shadowmesh.testing.websocket import frame as websocket_frame
 
 
@@ -21,26 +22,51 @@ class LightClient:
         self.joined = joined
 
     @classmethod
-    async def join(cls, port: int, name: str, more: str = "") -> LightClient:
+    async def join(
+        cls,
+        port: int,
+        name: str,
+        more: str = "",
+        *,
+        ssl: SSLContext | None = None,
+        source: str = "",
+        **claims: Any,
+    ) -> LightClient:
         """Connect and join; more: further header lines of the request, each ended by CR LF."""
-        peer = await RawPeer.upgraded(port, "/relay?peer_id=light", more)
+        peer = await RawPeer.upgraded(port, "/relay?peer_id=light", more, ssl, source)
         _, challenge = await peer.frame()
-        peer.send(websocket_frame(TEXT, json.dumps(join_message(challenge, name)).encode()))
+        peer.send(websocket_frame(TEXT, json.dumps(join_message(challenge, name, **claims)).encode()))
         opcode, answer = await peer.frame()
-        assert opcode == TEXT, (opcode, answer)
+        if opcode != TEXT:
+            await peer.close()
+            raise AssertionError(f"not joined: {answer!r}")
         return cls(peer, name, json.loads(answer))
+
+    def say(self, message: dict[str, Any]) -> None:
+        """Send a control message."""
+        self.peer.send(websocket_frame(TEXT, json.dumps(message).encode()))
 
     def send(self, to: str, payload: bytes) -> None:
         """Send a data frame to the device of that name."""
         self.peer.send(websocket_frame(BINARY, frame(address(to), address(self.name), payload)))
 
+    def stop_reading(self) -> None:
+        """Take nothing from the socket until `go_on_reading`."""
+        self.peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+
+    def go_on_reading(self) -> None:
+        """Take from the socket again."""
+        self.peer.writer.transport.resume_reading()  # type: ignore[attr-defined]
+
     async def receive(self) -> tuple[bytes, bytes]:
-        """The source and payload of the next data frame; pings and control messages before it are skipped."""
+        """The source and payload of the next data frame; pings before it are answered, control is skipped."""
         while True:
             opcode, data = await self.peer.frame()
             assert opcode in (BINARY, PING, TEXT), (opcode, data)
             if opcode == BINARY:
                 return data[17:33], data[33:]
+            if opcode == PING:
+                self.peer.send(websocket_frame(PONG, data))
 
     async def closed(self) -> tuple[int, str]:
         """Code and reason of the close frame; other frames before it are skipped."""

@@ -47,14 +47,20 @@ class RawPeer:
         self.writer = writer
 
     @classmethod
-    async def dial(cls, port: int, ssl: SSLContext | None = None) -> RawPeer:
-        return cls(*await asyncio.open_connection("127.0.0.1", port, limit=2**22, ssl=ssl))
+    async def dial(cls, port: int, ssl: SSLContext | None = None, source: str = "") -> RawPeer:
+        local = (source, 0) if source else None
+        return cls(*await asyncio.open_connection("127.0.0.1", port, limit=2**22, ssl=ssl, local_addr=local))
 
     @classmethod
     async def upgraded(
-        cls, port: int, path: str = "/relay", more: str = "", ssl: SSLContext | None = None
+        cls,
+        port: int,
+        path: str = "/relay",
+        more: str = "",
+        ssl: SSLContext | None = None,
+        source: str = "",
     ) -> RawPeer:
-        peer = await cls.dial(port, ssl)
+        peer = await cls.dial(port, ssl, source)
         peer.send(UPGRADE.format(path=path, more=more).encode())
         head = await peer.head()
         assert head.startswith("HTTP/1.1 101"), head
@@ -74,8 +80,10 @@ class RawPeer:
         size = second & 127
         if size > 125:
             size = int.from_bytes(await self.reader.readexactly(2 if size == 126 else 8))
-        mask = await self.reader.readexactly(4) if second & 128 else bytes(4)
+        mask = await self.reader.readexactly(4) if second & 128 else b""
         payload = await self.reader.readexactly(size)
+        if not mask:
+            return first & 15, payload
         return first & 15, bytes(byte ^ mask[i % 4] for i, byte in enumerate(payload))
 
     async def close_code(self) -> int:

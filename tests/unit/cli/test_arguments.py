@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -66,3 +68,18 @@ def test_version(main: Callable[[list[str]], None], option: str, capsys: pytest.
         main([option])
     assert caught.value.code == 0
     assert capsys.readouterr().out.endswith(f" {__version__}\n")
+
+
+CLOSED = """
+import os, sys
+from shadowmesh.cli.arguments import configuration_file
+configuration_file("p", "", "", [], required=False)
+print("lost", file=sys.stderr)
+sys.exit(0 if all(os.path.samefile(f"/proc/self/fd/{n}", "/dev/null") for n in range(3)) else 1)
+"""
+
+
+def test_closed_streams_are_opened_again() -> None:
+    """Else the first socket would be file 2, and get what Python writes to stderr."""
+    done = subprocess.run(["/bin/sh", "-c", 'exec "$0" -c "$1" 0<&- 1>&- 2>&-', sys.executable, CLOSED])
+    assert done.returncode == 0

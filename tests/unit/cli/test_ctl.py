@@ -42,7 +42,8 @@ def test_check_config_of_the_guides_relay() -> None:
         result = run("check-config", *arguments)
         assert result.exit_code == 0
         assert result.stdout == f"{path}: ok (relay configuration)\n"
-        warning, note = result.stderr.splitlines()
+        auth, warning, note = result.stderr.splitlines()
+        assert auth.startswith(f'warning: {path}:1:1: auth.mode: is not in the file; its default "open" lets')
         assert warning.startswith(f'warning: {path}:28:3: allowed_origins: "*" lets any web page connect')
         assert note == "note: no effect yet in this version: worker_threads"
 
@@ -50,7 +51,7 @@ def test_check_config_of_the_guides_relay() -> None:
 def test_check_config_loads_the_certificate(tmp_path: Path) -> None:
     path, pem = tmp_path / "relay-config.yaml", make_certificate(tmp_path, ["127.0.0.1"])
     path.write_text(
-        "{region: eu, server_name: r, allowed_origins: [], "
+        "{region: eu, server_name: r, allowed_origins: [], bind_address: 127.0.0.1, "
         f"tls: {{cert_file: '{pem.cert}', key_file: '{pem.key}'}}}}"
     )
     result = run("check-config", str(path))
@@ -65,6 +66,20 @@ def test_check_config_loads_the_certificate(tmp_path: Path) -> None:
     result = run("check-config", str(path))
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == f"{path}: tls.key_file {pem.key}: no such file\n"
+
+
+def test_check_config_loads_the_api_keys(tmp_path: Path) -> None:
+    path, keys = tmp_path / "relay-config.yaml", tmp_path / "keys.json"
+    path.write_text(
+        "{region: eu, server_name: r, allowed_origins: [], bind_address: 127.0.0.1, "
+        f"auth: {{mode: api_key, keys_file: '{keys}'}}}}"
+    )
+    result = run("check-config", str(path))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"{path}: auth.keys_file {keys}: no such file; make it and its first key")
+    assert run("relay-keys", "add", "laptop", "--file", str(keys)).exit_code == 0
+    result = run("check-config", str(path))
+    assert (result.exit_code, result.stderr) == (0, "")
 
 
 def test_check_config_of_a_client_made_with_keygen(tmp_path: Path) -> None:

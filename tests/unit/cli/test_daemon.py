@@ -78,6 +78,8 @@ def test_without_the_right_to_make_a_device(tmp_path: Path) -> None:
     state = {"daemon": {"state_directory": str(tmp_path / "state")}, "network": {"device_name": "smtest0"}}
     done = daemon(written(tmp_path, guide.merged(text, state)), before=before)
     assert done.returncode == 1
-    assert done.stderr.startswith("shadowmesh-daemon: Permission denied creating TUN device smtest0")
+    (line,) = done.stderr.splitlines()
+    assert "[error] daemon cannot start [daemon] why=" in line
+    assert "Permission denied creating TUN device smtest0" in line
     assert "sudo" in done.stderr
     assert not (tmp_path / "state").exists()

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from shadowmesh.cli.relay import main
 from shadowmesh.errors import StartError
 from shadowmesh.observe import logging
 from shadowmesh.relay import program
+
+
+@pytest.fixture(autouse=True)
+def handlers() -> Iterator[None]:
+    """Leave the signals as they were."""
+    numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
 
 
 @pytest.fixture
@@ -58,15 +73,51 @@ def test_what_stops_the_start_is_told_with_status_1(
     calls: list[tuple[Any, ...]],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """In the log, so that what reads it need not know another form."""
+
     def fail(*_: object) -> None:
         raise StartError("relay_port 9545: another program has this port")
 
     monkeypatch.setattr(program, "run", fail)
     file = tmp_path / "relay-config.yaml"
     file.write_text("region: here\n")
-    with pytest.raises(SystemExit) as end:
+    with pytest.raises(SystemExit) as end, capture_logs() as logs:
         main([str(file)])
     assert end.value.code == 1
-    assert capsys.readouterr().err == "shadowmesh-relay: relay_port 9545: another program has this port\n"
+    assert logs[-1:] == [
+        {
+            "event": "relay cannot start",
+            "why": "relay_port 9545: another program has this port",
+            "log_level": "error",
+            "logger_name": "relay",
+        }
+    ]
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGHUP, None), (signal.SIGTERM, 0), (signal.SIGINT, 130)]
+)
+def test_a_signal_before_the_start_leaves_no_traceback(
+    tmp_path: Path, number: signal.Signals, status: int | None
+) -> None:
+    """It comes while the configuration is read, from a pipe that does not end."""
+    file = tmp_path / "relay-config.yaml"
+    os.mkfifo(file)
+    program = subprocess.Popen(
+        [sys.executable, "-c", f"from shadowmesh.cli.relay import main; main([{str(file)!r}])"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with program, file.open("w") as pipe:  # open as soon as it reads
+        program.send_signal(number)
+        if status is None:
+            with pytest.raises(subprocess.TimeoutExpired):
+                program.wait(0.2)
+            pipe.write("nonsense")
+        pipe.flush()
+        if status is None:
+            pipe.close()
+        _, said = program.communicate(timeout=10)
+    assert program.returncode == (2 if status is None else status)
+    assert "Traceback" not in said

@@ -12,6 +12,7 @@ from shadowmesh.config import ClientConfig, HostPort, RelayUrl, Route, parse_cli
 from shadowmesh.errors import ConfigError
 
 KEY = "9f2c4e6a81b3d5f7092b4d6f8193a5c7e9fb0d1f31537597b9dbfd1e3f507294"
+API_KEY = "smk_abcdefgh_0123456789abcdefghijklmnopqrstuvwxyz-_ABCDE"
 GUIDE = (Path(__file__).parents[2] / "guide/config/client-config.yaml").read_text()
 FILLED = (
     GUIDE.replace("10.10.10.X", "10.10.10.7")
@@ -34,6 +35,7 @@ def problems(content: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         parse_client_config(content.encode(), "c.yaml")
     assert KEY not in str(caught.value)
+    assert API_KEY[13:] not in str(caught.value)
     return caught.value.problems
 
 
@@ -78,6 +80,30 @@ def test_the_guides_tls_server() -> None:
     assert config.relay.server == RelayUrl(
         "wss", "relay.shadowmesh.io", 443, "wss://relay.shadowmesh.io/relay"
     )
+
+
+@pytest.mark.parametrize(
+    ("server", "more", "warned"),
+    [
+        ("wss://relay.example.com", "", False),
+        ("wss://relay.example.com", "insecure_api_key: true", False),
+        ("ws://localhost:9545", "", False),
+        ("ws://127.9.9.9:9545", "", False),
+        ("ws://[::1]:9545", "", False),
+        ("ws://203.0.113.9:9545", "insecure_api_key: true", True),
+    ],
+)
+def test_an_api_key(server: str, more: str, warned: bool) -> None:
+    content = changed("ws://203.0.113.9:9545", server).replace(
+        "  server:", f"  api_key: {API_KEY}\n  server:"
+    )
+    loaded = parse_client_config(f"{content}\n".replace("\np2p:", f"\n  {more}\np2p:").encode(), "c.yaml")
+    key = loaded.config.relay.api_key
+    assert key is not None
+    assert key.reveal() == API_KEY
+    assert API_KEY[13:] not in repr(loaded) + str(loaded.config.model_dump())
+    words = ["relay.insecure_api_key: the API key crosses the network in clear"] if warned else []
+    assert [line.partition(" ")[2] for line in loaded.warnings] == words
 
 
 def test_a_key_of_digits_only_without_quotes() -> None:
@@ -168,8 +194,34 @@ FALSE = "is not built yet in this version; write false"
         ),
         ("  key:", "  key_file: x\n  key:", f"11:3: encryption.key_file: {LATER}"),
         ("  key:", "  next_key: x\n  key:", f"11:3: encryption.next_key: {LATER}"),
-        ("  server:", "  api_key: YOUR_API_KEY\n  server:", f"22:3: relay.api_key: {LATER}"),
-        ("  server:", "  insecure_api_key: no\n  server:", f"22:3: relay.insecure_api_key: {LATER}"),
+        (
+            "  server:",
+            "  api_key: YOUR_API_KEY\n  server:",
+            "22:12: relay.api_key: is a placeholder; write what `shadowmesh relay-keys add` printed on the "
+            "relay, or remove the line if that relay asks for none",
+        ),
+        (
+            "  server:",
+            "  api_key:\n  server:",
+            "22:11: relay.api_key: has no value; write one, or remove the line",
+        ),
+        (
+            "  server:",
+            "  api_key: smk_abc\n  server:",
+            "22:12: relay.api_key: is no API key: one has the form smk_ID_SECRET and 56 characters, this has "
+            "7; write what `shadowmesh relay-keys add` printed on the relay",
+        ),
+        (
+            "  server:",
+            f"  api_key: {API_KEY}\n  server:",
+            "22:12: relay.api_key: would cross the network in clear to 203.0.113.9; write wss:// in "
+            "relay.server, or, if whoever is in between may have the key, insecure_api_key: true",
+        ),
+        (
+            "  server:",
+            f"  api_key: {API_KEY}\n  insecure_api_key: perhaps\n  server:",
+            '23:21: relay.insecure_api_key: "perhaps" is neither true nor false; write one of them',
+        ),
         ("  server:", "  servers: []\n  server:", f"22:3: relay.servers: {LATER}"),
         ("  server:", "  proxy: x\n  server:", f"22:3: relay.proxy: {LATER}"),
         ("  server:", "  tls_ca_file: x\n  server:", f"22:3: relay.tls_ca_file: {LATER}"),

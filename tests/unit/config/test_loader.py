@@ -60,7 +60,7 @@ def test_relay_without_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert loaded.source == "built-in defaults"
     assert loaded.warnings == [f"no -config given and no {place}: running with the deployment guide's values"]
 
-    place.write_text("region: eu\nserver_name: r1\nallowed_origins: []\n")
+    place.write_text("region: eu\nserver_name: r1\nallowed_origins: []\nbind_address: 127.0.0.1\n")
     loaded = load_relay_config(None)
     assert (loaded.source, loaded.config.region, loaded.warnings) == (str(place), "eu", [])
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from shadowmesh.config import RelayConfig, Tls, parse_relay_config
+from shadowmesh.config import Auth, Limits, RelayConfig, Tls, parse_relay_config
 from shadowmesh.errors import ConfigError
 
 GUIDE = (Path(__file__).parents[2] / "guide/config/relay-config.yaml").read_text()
 
+OPEN = '"open" lets whoever reaches this relay use it; "api_key" asks each client for a key'
 ANY_ORIGIN = '"*" lets any web page connect from a visitor\'s browser; [] lets none (daemons always may)'
 
 
@@ -23,7 +24,10 @@ def problems(content: str) -> list[str]:
 
 def test_the_guides_file() -> None:
     loaded = parse_relay_config(GUIDE.encode(), "r.yaml")
-    assert loaded.warnings == [f"r.yaml:28:3: allowed_origins: {ANY_ORIGIN}"]
+    assert loaded.warnings == [
+        f"r.yaml:1:1: auth.mode: is not in the file; its default {OPEN}",
+        f"r.yaml:28:3: allowed_origins: {ANY_ORIGIN}",
+    ]
     assert loaded.source == "r.yaml"
     assert loaded.config == RelayConfig()  # its values are the defaults
     assert (loaded.config.region, loaded.config.server_name) == ("us-east-1", "relay-us-east-1")
@@ -48,6 +52,15 @@ relay_port: "9090"
 metrics_enabled: no
 tls: {cert_file: /etc/letsencrypt/live/r/fullchain.pem, key_file: '/srv/my key.pem'}
 trusted_proxies: [127.0.0.1, "::1", 10.0.0.0/24]
+auth: {mode: API_KEY, keys_file: /srv/keys.json}
+limits:
+  connects_per_second: 0
+  connections_per_source: 5
+  connections_per_network: 6
+  addresses_per_network: 7
+  device_bytes_per_second: 10000
+  network_bytes_per_second: 20000
+  queue_memory: 131072
 drain_window: 0
 log_format: JSON
 allowed_networks: [%s]
@@ -68,6 +81,16 @@ allowed_origins: [https://app.example.com:8443, 'HTTPS://App.Example.com:443']
     assert config.log_level == "warning"
     assert config.tls == Tls(cert_file="/etc/letsencrypt/live/r/fullchain.pem", key_file="/srv/my key.pem")
     assert config.trusted_proxies == tuple(map(ip_network, ("127.0.0.1", "::1", "10.0.0.0/24")))
+    assert config.auth == Auth(mode="api_key", keys_file="/srv/keys.json")
+    assert config.limits == Limits(
+        connects_per_second=0,
+        connections_per_source=5,
+        connections_per_network=6,
+        addresses_per_network=7,
+        device_bytes_per_second=10_000,
+        network_bytes_per_second=20_000,
+        queue_memory=131_072,
+    )
     assert (config.drain_window, config.log_format) == (0, "json")
     assert config.allowed_origins == ("https://app.example.com:8443", "https://app.example.com")
     assert config.without_effect == ()
@@ -77,39 +100,63 @@ allowed_origins: [https://app.example.com:8443, 'HTTPS://App.Example.com:443']
 def test_a_file_without_names_is_warned_of() -> None:
     assert parse_relay_config(b"relay_port: 1234\n", "r.yaml").warnings == [
         f"r.yaml:1:1: allowed_origins: is not in the file; its default {ANY_ORIGIN}",
+        f"r.yaml:1:1: auth.mode: is not in the file; its default {OPEN}",
         'r.yaml:1:1: region: is not in the file, so the guide\'s "us-east-1" is shown; add a line for it',
         'r.yaml:1:1: server_name: is not in the file, so the guide\'s "relay-us-east-1" is shown; '
         "add a line for it",
     ]
 
 
-NAMED = "{region: eu, server_name: r, "
+NAMED = "{region: eu, server_name: r, bind_address: 127.1.2.3, "
 
 
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("allowed_origins: ['https://a', '*']", [f"47: allowed_origins: {ANY_ORIGIN}"]),
+        ("allowed_origins: ['https://a', '*']", [f"72: allowed_origins: {ANY_ORIGIN}"]),
         (
             "allowed_origins: [], zero_knowledge: false",
-            ["67: zero_knowledge: the log shows clients' IP addresses and whole device and network ids"],
+            ["92: zero_knowledge: the log shows clients' IP addresses and whole device and network ids"],
         ),
         (
             "allowed_origins: [], frame_logging: true",
             [
-                "66: frame_logging: the log shows which devices exchange frames, when and how large; "
+                "91: frame_logging: the log shows which devices exchange frames, when and how large; "
                 "no content"
             ],
         ),
         (
             "allowed_origins: [], log_routing: on",
-            ["64: log_routing: the log shows which device holds which address, and what was not delivered"],
+            ["89: log_routing: the log shows which device holds which address, and what was not delivered"],
         ),
         ("allowed_origins: [], zero_knowledge: yes, frame_logging: no, log_routing: off", []),
     ],
 )
 def test_what_a_setting_means_for_users(line: str, expected: list[str]) -> None:
     warnings = parse_relay_config(f"{NAMED}{line}}}".encode(), "r.yaml").warnings
+    assert warnings == [f"r.yaml:1:{rest}" for rest in expected]
+
+
+KEYS = "without tls, API keys can be read on their way; set tls, or trusted_proxies to those that have it"
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("bind_address: '::1'", []),
+        ("bind_address: '::1', auth: {mode: api_key}", []),
+        ("auth: {mode: open}", [f"70: auth.mode: {OPEN}"]),
+        ("auth: {keys_file: /k}", [f"1: auth.mode: is not in the file; its default {OPEN}"]),
+        (f"allowed_networks: [{'ab' * 32}]", []),
+        ("auth: {mode: api_key}", [f"70: auth.mode: {KEYS}"]),
+        ("bind_address: 10.0.0.1, auth: {mode: api_key}", [f"94: auth.mode: {KEYS}"]),
+        ("auth: {mode: api_key}, tls: {cert_file: /a, key_file: /b}", []),
+        ("auth: {mode: api_key}, trusted_proxies: [10.0.0.1]", []),
+    ],
+)
+def test_who_may_use_the_relay(line: str, expected: list[str]) -> None:
+    content = "{region: eu, server_name: relay-1, allowed_origins: [], max_queue}".replace("max_queue", line)
+    warnings = parse_relay_config(content.encode(), "r.yaml").warnings
     assert warnings == [f"r.yaml:1:{rest}" for rest in expected]
 
 
@@ -151,7 +198,31 @@ LIST = 'must be a list, with lines that begin with "- "'
             "1:36: tls.min_version: unknown key; known here are cert_file, key_file",
         ),
         ("cert_file: /a", "1:1: cert_file: unknown key here; it is known as tls.cert_file"),
-        ("auth: {mode: open}", "1:1: auth: is not built yet in this version; remove it"),
+        ("auth: {mode: keys}", '1:14: auth.mode: "keys" is not known here; write one of open, api_key'),
+        ("auth: api_key", '1:7: auth: must be a section, with lines such as "key: value" below it'),
+        (
+            "auth: {keys_file: keys.json}",
+            '1:19: auth.keys_file: "keys.json" is not an absolute path; write one such as '
+            "/etc/shadowmesh/relay-keys.json",
+        ),
+        ("keys_file: /a", "1:1: keys_file: unknown key here; it is known as auth.keys_file"),
+        (
+            "limits: {connections_per_source: }",
+            "1:33: limits.connections_per_source: has no value; write one, or remove the line",
+        ),
+        (
+            "limits: {connects_per_second: -1}",
+            "1:31: limits.connects_per_second: -1 is out of range; write a number from 0 to 100000",
+        ),
+        (
+            "limits: {device_bytes_per_second: 9999}",
+            "1:35: limits.device_bytes_per_second: 9999 bytes per second are too few to work with; write "
+            "at least 10000, or 0 for no limit",
+        ),
+        (
+            "limits: {queue_memory: 0}",
+            "1:24: limits.queue_memory: 0 is out of range; write a number from 131072 to 1099511627776",
+        ),
         ("trusted_proxies: 127.0.0.1", f"1:18: trusted_proxies: {LIST}"),
         (
             f"trusted_proxies: [{'127.0.0.1,' * 65}]",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from shadowmesh.config import RelayConfig, Tls
+from shadowmesh.config import Auth, Limits, RelayConfig, Tls
 from shadowmesh.config.reload import changed, merged, needs_restart
 
 DOCS = Path(__file__).parents[3] / "docs/configuration.md"
@@ -27,6 +27,8 @@ KEYS: dict[str, tuple[object, str | None]] = {
     "metrics_port": (9091, "9090 -> 9091"),
     "tls": (Tls(cert_file="/a", key_file="/b"), None),
     "trusted_proxies": ((ip_network("127.0.0.1"),), None),
+    "auth": (Auth(mode="api_key"), None),
+    "limits": (Limits(queue_memory=1 << 20), None),
     "max_connections": (5, None),
     "connection_timeout": (60, None),
     "drain_window": (60, None),

@@ -1,10 +1,10 @@
-"""The network key: what is taken, and that no text ever holds it."""
+"""The network key and the API key: what is taken, and that no text ever holds it."""
 
 from __future__ import annotations
 
 import pytest
 
-from shadowmesh.config.secret import SecretKey, network_key
+from shadowmesh.config.secret import ApiKey, SecretKey, network_key, relay_key
 
 KEY = "9f2c4e6a81b3d5f7092b4d6f8193a5c7e9fb0d1f31537597b9dbfd1e3f507294"
 MAKE = "make one with: shadowmesh keygen (the same key on every device of the network)"
@@ -41,3 +41,24 @@ def test_refuses_without_showing(value: str, words: str) -> None:
     with pytest.raises(ValueError) as caught:
         network_key(value)
     assert str(caught.value) == words
+
+
+API_KEY = "smk_abcdefgh_0123456789abcdefghijklmnopqrstuvwxyz-_ABCDE"
+
+
+def test_an_api_key_reveals_only_when_asked() -> None:
+    key = relay_key(API_KEY)
+    assert isinstance(key, ApiKey)
+    assert key.reveal() == API_KEY
+    assert relay_key(key) is key
+    for shape in (repr(key), str(key), f"{key}", repr([key])):
+        assert shape.strip("[]") == "ApiKey(hidden)"
+
+
+@pytest.mark.parametrize(
+    "value", [API_KEY[:-1], API_KEY + "A", "x" + API_KEY, API_KEY.upper(), "Bearer " + API_KEY]
+)
+def test_an_api_key_is_refused_without_showing_it(value: str) -> None:
+    with pytest.raises(ValueError, match="is no API key") as caught:
+        relay_key(value)
+    assert "abcdefghijklm" not in str(caught.value).lower()

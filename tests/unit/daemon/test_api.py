@@ -77,3 +77,10 @@ def test_a_foreign_host_is_refused(path: str, host: str) -> None:
 def test_nothing_else_is_served() -> None:
     assert get("/").status_code == 404
     assert get("/status", method="POST").status_code == 405
+
+
+def test_answers_are_for_people_too() -> None:
+    assert get("/health").text == (
+        '{\n  "status": "connected",\n  "reason": "",\n  "uptime": 1.5,\n  "version": "1"\n}\n'
+    )
+    assert get("/status").headers["content-type"] == "application/json"

@@ -10,6 +10,7 @@ from shadowmesh.daemon.link import Backoff
 
 LOST = [None, 1000, 1001, 1008, 1009, 1012, 1013, 4002]
 REFUSED = [4001, 4003, 4005]
+UNAUTHORIZED = 401
 
 
 def longest() -> Backoff:
@@ -30,6 +31,13 @@ def test_after_a_refusal(code: int) -> None:
     waits = [backoff.next(code) for _ in range(30)]
     assert waits[:5] == [30, 60, 120, 240, 480]
     assert set(waits[5:]) == {600}
+
+
+def test_after_an_api_key_that_the_relay_does_not_know_yet() -> None:
+    backoff = longest()
+    waits = [backoff.next(UNAUTHORIZED) for _ in range(30)]
+    assert waits[:7] == [5, 10, 20, 40, 80, 160, 320]
+    assert set(waits[7:]) == {600}
 
 
 def test_jitter() -> None:

@@ -148,6 +148,18 @@ def test_what_administrators_are_warned_of(tmp_path: Path) -> None:
     assert readable.startswith(f"tls.key_file {paths.key}: everybody on this host can read the key")
 
 
+def test_no_expired_certificate_replaces_a_valid_one(tmp_path: Path) -> None:
+    loaded = certificate(make_certificate(tmp_path, ["127.0.0.1"], days=10))
+    context, valid = loaded.context, loaded.not_after
+    make_certificate(tmp_path, ["127.0.0.1"], days=-1)
+    with pytest.raises(StartError, match=r"expired on 20.*, and the one in use is valid"):
+        loaded.reload()
+    assert (loaded.context, loaded.not_after, loaded.warnings) == (context, valid, [])
+    make_certificate(tmp_path, ["127.0.0.1"], days=20)
+    loaded.reload()
+    assert loaded.not_after > valid
+
+
 def test_renewal_behind_a_symbolic_link(tmp_path: Path) -> None:
     """As certbot has it: live/relay/privkey.pem -> ../../archive/relay/privkey2.pem."""
     for number in ("1", "2"):

@@ -87,6 +87,7 @@ def test_process_metrics_come_along() -> None:
     "accept",
     [
         "application/openmetrics-text",
+        "text/plain;q=0, Application/OpenMetrics-Text;q=0.001",
         "application/openmetrics-text;version=junk",
         "application/openmetrics-text;version=9.9.9;escaping=what",
         "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;q=0.7,"
@@ -97,3 +98,18 @@ def test_openmetrics_is_named_by_the_version_that_it_has(accept: str) -> None:
     body, content_type = Exposition(metrics).render(accept)
     assert content_type == OPENMETRICS
     assert body.endswith(b"# EOF\n")
+
+
+@pytest.mark.parametrize(
+    "accept",
+    [
+        "application/openmetrics-text;q=0",
+        "Application/OpenMetrics-Text; version=1.0.0 ; Q=0.000, text/plain",
+        "text/plain;x=application/openmetrics-text",
+        "application/openmetrics-texts",
+        "*/*",
+        ";,;",
+    ],
+)
+def test_openmetrics_is_for_those_who_take_it(accept: str) -> None:
+    assert Exposition(metrics).render(accept)[1] == "text/plain; version=0.0.4; charset=utf-8"

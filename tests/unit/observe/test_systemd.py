@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from shadowmesh.observe.systemd import PATIENCE, Notifier
+from shadowmesh.observe.systemd import RETRY_SECONDS, Notifier
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -101,16 +101,61 @@ def test_outside_systemd_nothing_happens() -> None:
     asyncio.run(notifier.feed_watchdog())
 
 
-def test_a_systemd_that_is_gone_or_does_not_read_costs_next_to_nothing(tmp_path: Path) -> None:
+def test_a_systemd_that_is_gone_costs_nothing(tmp_path: Path) -> None:
+    Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify")}).ready("nobody there")
+
+
+def test_a_systemd_that_does_not_read_holds_nothing_up_and_hears_the_states_later(tmp_path: Path) -> None:
+    """In their order, and none of the rest: the next status and sign of life are as good."""
     name = str(tmp_path / "notify")
-    Notifier({"NOTIFY_SOCKET": name}).ready("nobody there")
+
+    async def scenario() -> None:
+        notifier = Notifier({"NOTIFY_SOCKET": name, "WATCHDOG_USEC": "20000"})
+        feeding = asyncio.create_task(notifier.feed_watchdog())
+        before = time.monotonic()
+        notifier.reloading()
+        notifier.ready("reloaded")
+        for n in range(50):
+            notifier.status(f"{n} clients")
+        notifier.stopping("stopping")
+        assert time.monotonic() - before < 0.05
+        await asyncio.sleep(2 * RETRY_SECONDS)
+        feeding.cancel()
+        for _ in range(filled):
+            assert receiver.recv(4096) == b"x"
+        heard: list[str] = []
+        while len(heard) < 3:
+            with suppress(BlockingIOError):
+                heard.append(receiver.recv(4096).decode().partition("\n")[0])
+            await asyncio.sleep(0.01)
+            assert time.monotonic() < before + 5
+        assert heard == ["RELOADING=1", "READY=1", "STOPPING=1"]
+        await asyncio.sleep(2 * RETRY_SECONDS)
+        with suppress(BlockingIOError):
+            raise AssertionError(receiver.recv(4096))
+
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind(name)
+        receiver.setblocking(False)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as filler:
             filler.setblocking(False)
+            filled = 0
             with suppress(BlockingIOError):
                 while True:
-                    filler.sendto(b"x", name)
-        before = time.monotonic()
-        Notifier({"NOTIFY_SOCKET": name}).ready("queue full")
-        assert time.monotonic() - before < PATIENCE + 1
+                    filled += filler.sendto(b"x", name)
+        asyncio.run(scenario())
+
+
+def test_a_status_that_was_lost_is_sent_with_the_next_one(tmp_path: Path) -> None:
+    notifier = Notifier({"NOTIFY_SOCKET": str(tmp_path / "notify")})
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.bind(str(tmp_path / "notify"))
+        receiver.setblocking(False)
+        count = 0
+        while notifier._send("x"):
+            count += 1
+        notifier.status("1 client")
+        for _ in range(count):
+            receiver.recv(4096)
+        notifier.status("1 client")
+        assert receiver.recv(4096) == b"STATUS=1 client"

@@ -22,6 +22,43 @@ def test_a_line_tells_how_many_before_it_were_left_out() -> None:
     assert facts == [(0, None), (1, None), (5, 3), (6, None)]
 
 
+def test_those_left_out_at_the_end_of_a_crowd_are_told_when_no_more_come() -> None:
+    log = LimitedLog(0.001, 2.0)
+
+    def happen(times: int) -> None:
+        for _ in range(times):
+            if log.ready():
+                log.info("something happens")
+
+    with capture_logs() as lines:
+        log.flush()
+        happen(4)
+        log.flush()
+        happen(1)
+        log._bucket._tokens = 1
+        log.flush()  # more came since
+        assert len(lines) == 2
+        log.flush()
+        log.flush()
+    assert lines[2:] == [
+        {
+            "event": "lines left out",
+            "count": 3,
+            "like": "something happens",
+            "log_level": "info",
+            "logger_name": "relay",
+        }
+    ]
+    with capture_logs() as lines:
+        happen(2)
+        log.flush()
+        log.flush()  # the rate holds for it, too
+        assert lines == []
+        log.flush(last=True)
+        log.flush(last=True)
+    assert [line["count"] for line in lines] == [2]
+
+
 def test_the_routing_log_tells_of_each_change() -> None:
     router: Router[str] = Router(10)
     router.join("b", bytes(32), b"B" * 32, b"", [Y], 0.0)

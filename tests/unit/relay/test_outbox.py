@@ -1,10 +1,32 @@
 from __future__ import annotations
 
+import random
 from collections import Counter
 
 import pytest
 
-from shadowmesh.relay.outbox import Memory, Outbox
+from shadowmesh.relay.outbox import FRAME_COST, Memory, Outbox
+
+NO_LIMIT = 1 << 60
+
+
+class Owner:
+    """Counts what it loses."""
+
+    def __init__(self) -> None:
+        self.lost: Counter[str] = Counter()
+
+    def lose(self, reason: str, destination: bytes = b"", frames: int = 1) -> None:
+        self.lost[reason] += frames
+
+
+def outbox_of(memory: Memory, owner: Owner | None = None, **bounds: int) -> Outbox:
+    return Outbox(memory, owner or Owner(), **bounds)
+
+
+def fill(outbox: Outbox, frames: int, size: int = 1000 - FRAME_COST) -> None:
+    for _ in range(frames):
+        outbox.push(bytes(size), 0.0)
 
 
 def drain(outbox: Outbox) -> list[bytes]:
@@ -12,7 +34,7 @@ def drain(outbox: Outbox) -> list[bytes]:
 
 
 def test_first_in_first_out_with_the_time_of_reading() -> None:
-    outbox = Outbox(Memory(10, Counter()))
+    outbox = outbox_of(Memory(10, NO_LIMIT))
     outbox.push(b"a", 1.0)
     outbox.push(b"b", 2.0)
     assert outbox.pop() == (b"a", 1.0)
@@ -22,57 +44,152 @@ def test_first_in_first_out_with_the_time_of_reading() -> None:
 
 
 def test_too_many_frames_drop_the_oldest() -> None:
-    drops: Counter[str] = Counter()
-    outbox = Outbox(Memory(3, drops))
+    owner = Owner()
+    outbox = outbox_of(Memory(3, NO_LIMIT), owner)
     for letter in b"abcde":
         outbox.push(bytes((letter,)), 0.0)
     assert drain(outbox) == [b"c", b"d", b"e"]
-    assert drops == {"queue_full": 2}
+    assert owner.lost == {"queue_full": 2}
 
 
 def test_a_smaller_bound_holds_from_the_next_frame_on() -> None:
-    drops: Counter[str] = Counter()
-    memory = Memory(4, drops)
-    outbox = Outbox(memory)
+    owner, memory = Owner(), Memory(4, NO_LIMIT)
+    outbox = outbox_of(memory, owner)
     for letter in b"abcd":
         outbox.push(bytes((letter,)), 0.0)
-    memory.max_frames = 2
+    memory.resize(2, NO_LIMIT)
     outbox.push(b"e", 0.0)
     assert drain(outbox) == [b"d", b"e"]
-    assert drops == {"queue_full": 3}
+    assert owner.lost == {"queue_full": 3}
     assert (memory.used, memory.frames) == (0, 0)
 
 
 def test_too_many_bytes_drop_the_oldest() -> None:
-    drops: Counter[str] = Counter()
-    outbox = Outbox(Memory(100, drops), max_bytes=10)
+    owner = Owner()
+    outbox = outbox_of(Memory(100, NO_LIMIT), owner, max_bytes=10 + 2 * FRAME_COST)
     for frame in (b"aaaa", b"bbbb", b"c", b"dddddddd"):
         outbox.push(frame, 0.0)
-    assert outbox.bytes == 9
+    assert outbox.bytes == 9 + 2 * FRAME_COST
     assert drain(outbox) == [b"c", b"dddddddd"]
-    assert drops == {"queue_full": 2}
+    assert owner.lost == {"queue_full": 2}
 
 
-def test_all_outboxes_together_are_bounded_and_each_drops_only_its_own() -> None:
-    drops: Counter[str] = Counter()
-    memory = Memory(100, drops, limit=10)
-    slow, other = Outbox(memory), Outbox(memory)
-    for frame in (b"aaaa", b"bbbb", b"cccc"):
-        slow.push(frame, 0.0)
-    other.push(b"xxxx", 0.0)
-    assert (memory.used, memory.frames) == (8, 2)
-    assert drain(other) == []
-    assert drain(slow) == [b"bbbb", b"cccc"]
-    assert drops == {"relay_memory": 2}
-    assert (memory.used, memory.frames) == (0, 0)
+def test_one_outbox_holds_more_than_one_tcp_window() -> None:
+    owner = Owner()
+    fill(outbox_of(Memory(1000, NO_LIMIT), owner), 6 * 1024 * 1024 // 65_536, 65_536)
+    assert not owner.lost
+
+
+def test_the_fattest_pays_not_the_one_that_happens_to_push() -> None:
+    memory = Memory(1000, 100_000)
+    fat, lean = Owner(), Owner()
+    first = outbox_of(memory, fat)
+    fill(first, 90)
+    second = outbox_of(memory, lean)
+    fill(second, 20)
+    assert (len(first), len(second)) == (80, 20)
+    assert (fat.lost, lean.lost) == ({"relay_memory": 10}, {})
+    fill(second, 100)
+    assert memory.used == 100_000
+    assert {len(first) // 4, len(second) // 4} == {12}, "now both are as fat, within an eighth"
+    assert sum((fat.lost + lean.lost).values()) == 110
+
+
+def test_the_limit_from_both_sides() -> None:
+    owner, memory = Owner(), Memory(1000, 10_000)
+    outbox = outbox_of(memory, owner)
+    fill(outbox, 10)
+    assert (memory.used, owner.lost) == (10_000, {})
+    fill(outbox, 1, 0)
+    assert (len(outbox), owner.lost) == (10, {"relay_memory": 1})
+
+
+def test_short_frames_cost_what_they_take() -> None:
+    memory = Memory(1_000_000, 1000 * FRAME_COST)
+    outbox = outbox_of(memory)
+    fill(outbox, 10_000, 34)
+    assert len(outbox) == 1000 * FRAME_COST // (34 + FRAME_COST)
+
+
+def test_a_frame_larger_than_the_limit_is_lost() -> None:
+    owner, memory = Owner(), Memory(1000, 1000)
+    outbox = outbox_of(memory, owner)
+    fill(outbox, 1, 1000)
+    assert (len(outbox), memory.used, memory.frames) == (0, 0, 0)
+    fill(outbox, 1)
+    assert (len(outbox), owner.lost) == (1, {"relay_memory": 1})
+
+
+def test_a_smaller_limit_holds_at_once() -> None:
+    memory = Memory(1000, NO_LIMIT)
+    outboxes = [outbox_of(memory) for _ in range(10)]
+    for number, outbox in enumerate(outboxes, 1):
+        fill(outbox, 10 * number)
+    memory.resize(1000, 200_000)
+    assert 199_000 < memory.used <= 200_000
+    assert [len(outbox) for outbox in outboxes[:2]] == [10, 20]
+    assert {len(outbox) for outbox in outboxes[2:]} <= {*range(20, 26)}
 
 
 def test_clear_counts_under_its_reason_and_gives_the_memory_back() -> None:
-    drops: Counter[str] = Counter()
-    memory = Memory(10, drops)
-    outbox = Outbox(memory)
+    owner, memory = Owner(), Memory(10, NO_LIMIT)
+    outbox = outbox_of(memory, owner)
+    outbox.clear("nothing was there")
     outbox.push(b"a", 0.0)
     outbox.push(b"b", 0.0)
     outbox.clear("disconnected")
     assert (len(outbox), outbox.bytes, memory.used, memory.frames) == (0, 0, 0, 0)
-    assert drops == {"disconnected": 2}
+    assert owner.lost == {"disconnected": 2}
+    assert not memory._classes
+
+
+def test_the_account_adds_up_whatever_happens() -> None:
+    """And the fattest is the fattest, within an eighth, after any steps."""
+    chance, memory = random.Random(5), Memory(50, 60_000)
+    owners = [Owner() for _ in range(20)]
+    outboxes = [outbox_of(memory, owner) for owner in owners]
+    pushed = popped = 0
+    for _ in range(20_000):
+        outbox = chance.choice(outboxes)
+        match chance.randrange(8):
+            case 0 if outbox:
+                outbox.pop()
+                popped += 1
+            case 1 if not chance.randrange(20):
+                outbox.clear("left")
+            case 2 if not chance.randrange(50):
+                memory.resize(chance.randrange(1, 60), chance.randrange(60_000))
+            case _:
+                before = {each: each.bytes for each in outboxes}
+                lost = [owner.lost["relay_memory"] for owner in owners]
+                outbox.push(bytes(chance.choice((0, 34, 1400, 9000))), 0.0)
+                pushed += 1
+                before[outbox] = max(before[outbox], outbox.bytes)
+                for each, owner, earlier in zip(outboxes, owners, lost, strict=True):
+                    if owner.lost["relay_memory"] > earlier and each is not outbox:
+                        assert before[each] * 9 / 8 >= max(other.bytes for other in outboxes)
+        assert memory.used == sum(each.bytes for each in outboxes) <= memory.limit
+        assert memory.frames == sum(map(len, outboxes))
+        assert pushed == popped + memory.frames + sum(owner.lost.total() for owner in owners)
+        classed = {each for same in memory._classes.values() for each in same}
+        assert classed == {each for each in outboxes if each.bytes}
+        assert memory._taken == sum(1 << number for number in memory._classes)
+
+
+@pytest.mark.parametrize("readers", [1, 10, 1000])
+def test_a_push_costs_the_same_however_many_stalled_readers_there_are(readers: int) -> None:
+    """Counted, not timed: an outbox is sorted in anew at most three times for each push."""
+    sorted_in = 0
+
+    class Counting(Memory):
+        def place(self, outbox: Outbox) -> None:
+            nonlocal sorted_in
+            sorted_in += 1
+            super().place(outbox)
+
+    memory = Counting(1_000_000, 4_000_000)
+    outboxes = [outbox_of(memory, max_bytes=NO_LIMIT) for _ in range(readers)]
+    for number in range(8000):
+        fill(outboxes[number % readers], 1)
+    assert memory.used == 4_000_000
+    assert sorted_in <= 3 * 8000

@@ -114,7 +114,21 @@ def test_holder_that_answers_the_ping_keeps_its_address(relay: Relay) -> None:
     alice.heard_at = 10.2
     later = relay.router.claim(first.member, [X], [], 15.0)
     assert (later.refused, later.dead) == ([(X, "address_in_use")], [])
-    assert later.probe == ["a"], "each conflict asks again"
+    assert later.probe == ["a"], "a later conflict asks again"
+
+
+def test_a_holder_is_pinged_once_in_three_seconds_however_many_ask(relay: Relay) -> None:
+    """Or a crowd would have it answer more pings than it may, and be closed for that."""
+    alice = relay.join("a", ALICE, [X, Y]).member
+    crowd = [relay.join(f"c{n}", bytes((n,)) * 32, []).member for n in range(1, 21)]
+    pings = 0
+    for step in range(100):
+        now = 10.0 + step / 10
+        for member in crowd:
+            pings += len(relay.router.claim(member, [X, Y], [], now).probe)
+        alice.heard_at = now + 0.05
+    assert pings == 4
+    assert alice.held == {X, Y}
 
 
 def test_address_of_a_silent_holder_is_free_after_three_seconds(relay: Relay) -> None:
@@ -227,11 +241,11 @@ def test_nothing_is_remembered_of_who_is_gone_for_good(relay: Relay) -> None:
         relay.join("b", BOB, []).member,
         relay.join("c", ALICE, [X], network=OTHER_NETWORK).member,
     ]
-    assert relay.router.is_joined(NETWORK, ALICE)
-    assert not relay.router.is_joined(OTHER_NETWORK, BOB)
+    assert relay.router.joined(NETWORK, ALICE)
+    assert not relay.router.joined(OTHER_NETWORK, BOB)
     for member in members:
         relay.router.leave(member, 5.0)
-    assert not relay.router.is_joined(NETWORK, ALICE)
+    assert not relay.router.joined(NETWORK, ALICE)
     assert relay.router.networks == 2
     relay.router.expire(5.0 + GRACE)
     assert_empty(relay.router)
@@ -254,3 +268,34 @@ def test_a_smaller_bound_on_entries_in_grace_holds_at_once() -> None:
         relay.router.leave(relay.join(f"c{number}", device, [address(number)]).member, float(number))
     relay.router.resize(1)
     assert [relay.router.is_away(witness, address(n)) for n in range(3)] == [False, False, True]
+
+
+def test_members_are_devices_that_are_here(relay: Relay) -> None:
+    first = relay.join("a", ALICE, [X]).member
+    again = relay.join("a", ALICE, [X], 1.0).member
+    bob = relay.join("b", BOB, [Y], 1.0).member
+    relay.join("c", ALICE, [X], network=OTHER_NETWORK)
+    assert [relay.router.members(each) for each in (NETWORK, OTHER_NETWORK, b"?" * 32)] == [2, 1, 0]
+    relay.router.leave(first, 2.0)
+    assert relay.router.members(NETWORK) == 2, "it was replaced"
+    relay.router.leave(bob, 2.0)
+    relay.router.leave(bob, 2.0)
+    assert relay.router.members(NETWORK) == 1
+    relay.router.leave(again, 2.0)
+    assert relay.router.members(NETWORK) == 0
+
+
+def test_addresses_of_a_network_are_bounded(relay: Relay) -> None:
+    """Those in grace count, each network by itself, and who is over the bound keeps what it has."""
+    relay.router.max_addresses = 2
+    alice = relay.join("a", ALICE, [X, Y, Z])
+    assert (alice.member.held, alice.refused) == ({X, Y}, [(Z, "too_many")])
+    assert not relay.join("c", ALICE, [X, Y], network=OTHER_NETWORK).refused
+    relay.router.leave(alice.member, 1.0)
+    assert relay.join("b", BOB, [Z], 1.0).refused == [(Z, "too_many")]
+    again = relay.join("a", ALICE, [X, Z], 2.0)
+    assert (again.member.held, again.refused) == ({X, Z}, [])
+    relay.router.max_addresses = 1
+    assert not relay.router.claim(again.member, [X], [], 3.0).refused
+    relay.router.max_addresses = 0
+    assert not relay.router.claim(again.member, [Y], [], 3.0).refused

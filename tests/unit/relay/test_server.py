@@ -7,7 +7,8 @@ from structlog.testing import capture_logs
 
 from shadowmesh.config import RelayConfig
 from shadowmesh.net.server import Reject, Request
-from shadowmesh.relay.connection import Connection, Logged
+from shadowmesh.relay.connection import Connection
+from shadowmesh.relay.kinds import Logged
 from shadowmesh.relay.server import AWAY_PER_CONNECTION, Server
 from shadowmesh.relay.timing import Timing
 
