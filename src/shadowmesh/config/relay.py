@@ -150,6 +150,13 @@ class RelayConfig(Model):
     log_connections: Annotated[bool, PlainValidator(flag)] = True
     log_routing: Annotated[bool, PlainValidator(flag)] = False
 
+    @field_validator("allowed_networks", "public_names", mode="after")
+    @classmethod
+    def _not_empty(cls, entries: tuple[object, ...]) -> tuple[object, ...]:
+        if not entries:
+            raise ValueError("is empty, and would let everybody in; write an entry, or remove the line")
+        return entries
+
     @field_validator("health_port", "metrics_port", mode="after")
     @classmethod
     def _ports_differ(cls, port: int, info: ValidationInfo) -> int:

@@ -373,3 +373,11 @@ def test_a_client_file_is_told_from_one_with_many_mistakes() -> None:
     assert problems("network: {}\nrelay: {}\n") == [
         "r.yaml: a client configuration, for shadowmesh-daemon; shadowmesh-relay needs its own"
     ]
+
+
+@pytest.mark.parametrize("key", ["allowed_networks", "public_names"])
+def test_an_empty_list_lets_nobody_in_by_mistake(key: str) -> None:
+    with pytest.raises(
+        ConfigError, match=rf"^f:1:\d+: {key}: is empty, and would let everybody in; write an"
+    ):
+        parse_relay_config(f"{key}: []\n".encode(), "f")
