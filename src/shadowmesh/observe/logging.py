@@ -106,12 +106,23 @@ class Lines:
         while self._waiting.unfinished_tasks and time.monotonic() < deadline:
             time.sleep(0.005)
 
+    def _put(self, line: str) -> None:
+        try:
+            file = self.stream.fileno()
+        except (OSError, ValueError, AttributeError):  # no file
+            self.stream.write(line)
+            self.stream.flush()
+            return
+        # Past the buffer of Python, which would try again at the end of the program, and hang or fail then.
+        data = line.encode(errors="backslashreplace")
+        while data:
+            data = data[os.write(file, data) :]
+
     def _write(self) -> None:
         while True:
             line = self._waiting.get()
             try:
-                self.stream.write(line)
-                self.stream.flush()
+                self._put(line)
             except (OSError, ValueError):
                 self.lost += 1
             self._waiting.task_done()
