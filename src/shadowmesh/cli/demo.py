@@ -233,7 +233,7 @@ class Demo:
         meaning = "(all of these are pseudonyms)"
         self.report.headline(f"What the relay logged about its clients {meaning}")
         for line in relay.text().splitlines():
-            if "client" in line:
+            if "client joined" in line:
                 self.report.quote(re.sub(r"^\S+ ", "", line))
 
 
