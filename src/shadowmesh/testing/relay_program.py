@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 import secrets
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from copy import copy
 from pathlib import Path
 from types import TracebackType
@@ -23,12 +25,16 @@ START = "from shadowmesh.cli.relay import main; main()"
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nobody uses just now."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+    """Ports of this machine that nobody uses just now.
+
+    Below those of outgoing connections, one of which could take a port before the program has it.
+    """
+    ports: set[int] = set()
+    while len(ports) < count:
+        port = random.randrange(20000, 32000)
+        with suppress(OSError), socket.create_server(("", port)):
+            ports.add(port)
+    return list(ports)
 
 
 class RelayProgram(Program):

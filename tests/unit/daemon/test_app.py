@@ -26,6 +26,7 @@ from shadowmesh.errors import StartError, TunError
 from shadowmesh.observe.logging import configure
 from shadowmesh.testing import guide
 from shadowmesh.testing.packets import udp_packet
+from shadowmesh.testing.relay_program import free_ports
 from shadowmesh.testing.relay_server import running_relay
 from shadowmesh.testing.websocket import drive, until
 from shadowmesh.tun.base import MAX_RECORD
@@ -50,9 +51,7 @@ def log() -> Iterator[io.StringIO]:
 
 
 def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        number: int = listener.getsockname()[1]
-        return number
+    return free_ports(1)[0]
 
 
 def settings(
