@@ -1,25 +1,31 @@
 """A frame gets, unchanged and in order, to who holds its destination in its sender's network, or to nobody.
 
 And only from an address that its sender holds; no address has two holders; every frame is accounted for; what
-waits is bounded; a data frame, whatever is in it, never ends a joined client's connection. No exception is
-allowed: none reaches the event loop.
+waits is bounded; a data frame, whatever is in it, never ends a joined client's connection unless it is too
+long. No exception is allowed: none reaches the event loop.
 
-The input is a program for four clients of one relay (`World.step`), whose connections are real but for TCP.
+Who holds what is known from a book of our own (`fuzz.book`), kept by what clients send and see. The input is
+a program for four clients of one relay (`World.step`), whose connections are real but for TCP.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
-from fuzz.kit import START, Frozen, Input, Loop, Port, Program, Wire
+from fuzz.book import Book, Holder
+from fuzz.kit import START, Frozen, Input, Loop, Port, Program, Wire, finished
+from shadowmesh.apikey import key_text
 from shadowmesh.config.relay import RelayConfig
 from shadowmesh.crypto.join import sign_join, verify_join
 from shadowmesh.errors import FrameError
 from shadowmesh.net.server import Reject, Request
 from shadowmesh.relay.connection import Connection
-from shadowmesh.relay.router import Member
+from shadowmesh.relay.keys import Key, Keys
 from shadowmesh.relay.server import Server
 from shadowmesh.testing.relay_client import address, key, public
 from shadowmesh.testing.websocket import BINARY, CLOSE, PING, PONG, TEXT, UPGRADE
@@ -29,20 +35,38 @@ from shadowmesh.wire.frame import MAX_FRAME, pack, unpack
 MAX_SIZE = 1200
 MAX_STEPS = 40
 VECTORS = Path(__file__).parents[1] / "tests/vectors"
-QUIET, LOGGING = (
-    RelayConfig(
+LIMITED, RATED, WITH_KEYS = 1, 2, 3
+"""What a relay has besides the bounds of every relay: only one of them, or nothing."""
+PER_NETWORK, PER_KEY, RATE = 3, 4, 10_000
+LIMITS: dict[int, dict[str, int]] = {
+    LIMITED: {
+        "addresses_per_network": PER_NETWORK,
+        "connections_per_network": 2,
+        "connections_per_source": 5,
+    },
+    RATED: {"device_bytes_per_second": RATE, "network_bytes_per_second": 3 * RATE},
+}
+
+
+def config(setup: int, *, logging: bool) -> RelayConfig:
+    """A small relay."""
+    return RelayConfig(
         log_connections=logging,
         log_routing=logging,
         frame_logging=logging,
         queue_size=3,
         max_connections=3,
         write_buffer_size=100,
+        limits=LIMITS.get(setup, {}),  # type: ignore[arg-type]  # validated
     )
-    for logging in (False, True)
-)
+
+
+CONFIGS = {
+    (setup, logging): config(setup, logging=logging) for setup in range(4) for logging in (False, True)
+}
 MEMORY = 400
 """Bytes of all outboxes together, so few that inputs fill them."""
-MAX_HELD, GONE_RATE, GONE_BURST, CLOSE_SECONDS = 64, 10.0, 32.0, 2.0  # of the protocol page
+GONE_RATE, GONE_BURST, CLOSE_SECONDS = 10.0, 32.0, 2.0  # of the protocol page
 ADDRESSES = [address(name) for name in "pqrstuvw"]
 WORDS = [*ADDRESSES, b"\x10" + ADDRESSES[2] + ADDRESSES[0], b'{"type":"addresses","add":["', b'"remove":["']
 DEVICES = [
@@ -52,7 +76,19 @@ DEVICES = [
     (key("one"), key("d"), ADDRESSES[2:6]),
 ]
 """Network, device and wanted addresses of the four clients. The fourth wants what others have."""
-REQUEST = UPGRADE.format(path="/relay?peer_id=x", more="").encode()
+TEXTS = [key_text(name * 8, bytes(32)) for name in "ab"]
+KEYS = [
+    Key(text[4:12], text[4:12], sha256(text.encode()).digest(), created=0, max_addresses=most)
+    for text, most in zip(TEXTS, (PER_KEY, 0), strict=True)
+]
+KEYS = [replace(KEYS[0], bytes_per_second=RATE), replace(KEYS[1], max_connections=1)]
+KEY_OF = (0, 0, 1, 0)
+"""The API keys of the four, at a relay that asks for them."""
+REQUESTS = [
+    UPGRADE.format(path="/relay?peer_id=x", more=f"Authorization: Bearer {text}\r\n").encode()
+    for text in TEXTS
+]
+LONGEST = bytes(MAX_FRAME)
 
 # What is pure and slow is worked out once: the same joins come in every program.
 PURE = (verify_join, control.decode_claims, control.decode_from_client)
@@ -82,14 +118,19 @@ def join(text: str, number: int, instance: int) -> bytes:
 def masked(kind: int, payload: bytes) -> bytes:
     """A WebSocket frame of a client, masked with zeros."""
     size = len(payload)
-    length = bytes((0x80 | size,)) if size < 126 else b"\xfe" + size.to_bytes(2)
+    if size < 126:
+        length = bytes((0x80 | size,))
+    else:
+        length = b"\xfe" + size.to_bytes(2) if size < 1 << 16 else b"\xff" + size.to_bytes(8)
     return bytes((0x80 | kind,)) + length + bytes(4) + payload
 
 
-class Socket:
+class Socket(Holder):
     """A client's end of one connection. connection: the relay's, None if it was not let in."""
 
-    def __init__(self, wire: Wire, connection: Connection | None) -> None:
+    def __init__(self, loop: Loop, wire: Wire, number: int, connection: Connection | None) -> None:
+        network, device, _ = DEVICES[number]
+        super().__init__(public(network), public(device), KEY_OF[number])
         self.wire = wire
         self.connection = connection
         self.offered: list[bytes] = []
@@ -99,23 +140,28 @@ class Socket:
         self.draining = False
         """The relay has told it to come back later; what it sends from then on is for nobody."""
         self.code: int | None = None
+        self._loop = loop
         self._read = bytes(wire.sent).find(b"\r\n\r\n") + 4
 
     @property
-    def member(self) -> Member[Connection] | None:
-        """As which it has joined; None if it has not, or somebody has closed it."""
-        connection = self.connection
-        return None if connection is None or connection.closing else connection.member
+    def there(self) -> bool:
+        """Whether it is open, as far as its client sees."""
+        return self.connection is not None and self.code is None and not self.wire.closing
 
     @property
-    def held(self) -> set[bytes]:
-        """The addresses that it holds."""
-        return self.member.held if self.member else set()
+    def gone(self) -> bool:
+        """Whether its connection is no more."""
+        return self.connection is None or self.wire.lost
 
-    @property
-    def network(self) -> object:
-        """In which it is."""
-        return self.member.network if self.member else None
+    def feed(self, data: bytes) -> None:
+        """The client sends something, unless it has to wait because the relay does not read."""
+        if not self.wire.deaf:
+            self.unanswered = None
+            self.wire.feed([data])
+
+    def said(self, kind: str) -> list[dict[str, Any]]:
+        """The messages of a kind, of all that the relay has sent."""
+        return [found for found in map(json.loads, self.texts) if found["type"] == kind]
 
     def read(self) -> None:
         """Take apart what the relay has sent."""
@@ -123,9 +169,9 @@ class Socket:
         while self.connection is not None and self._read < len(sent):
             kind, size = sent[self._read] & 15, sent[self._read + 1]
             at = self._read + 2
-            if size == 126:
-                size, at = int.from_bytes(sent[at : at + 2]), at + 2
-            assert size < 126 or at == self._read + 4
+            if size > 125:
+                end = at + (2 if size == 126 else 8)
+                size, at = int.from_bytes(sent[at:end]), end
             payload = bytes(sent[at : at + size])
             self._read = at + size
             assert self.code is None, "something behind a close"
@@ -137,6 +183,8 @@ class Socket:
                 self.code = int.from_bytes(payload[:2])
             else:
                 assert kind in (PING, PONG)
+                if kind == PING and self.unanswered is None:
+                    self.unanswered = self._loop.now
 
 
 class Client:
@@ -151,16 +199,24 @@ class Client:
 class World:
     """A relay, two clients that have joined and two that have not."""
 
-    def __init__(self, loop: Loop, config: RelayConfig) -> None:
+    def __init__(self, loop: Loop, setup: int) -> None:
         self.loop = loop
-        self.relay = Server(config)
+        self.setup = setup >> 1 & 3
+        self.relay = Server(CONFIGS[self.setup, bool(setup & 1)])
         self.relay.memory.limit = MEMORY
+        if self.setup == WITH_KEYS:
+            self.relay.gate.use(Keys(KEYS))
+        self.book = Book(
+            PER_NETWORK if self.setup == LIMITED else None, {0: PER_KEY} if self.setup == WITH_KEYS else {}
+        )
+        self.gone = 0
+        """Hints that were to be."""
         self.port = Port(loop, self.upgrade, MAX_FRAME)
         self.upgraded: Connection | None = None
         self.sockets: list[Socket] = []
         self.clients = [Client(number) for number in range(len(DEVICES))]
         for client in self.clients:
-            client.socket = Socket(Wire(loop), None)
+            client.socket = Socket(loop, Wire(loop), client.number, None)
         for client in self.clients[:2]:
             self.connect(client)
             self.join(client)
@@ -175,6 +231,7 @@ class World:
         """The number of a client and of what happens, in one byte, and the arguments of that."""
         what = program.byte()
         client = self.clients[what >> 4 & 3]
+        began = self.loop.now
         match what & 15:
             case 0:
                 ends = program.byte()
@@ -203,27 +260,50 @@ class World:
                 client.socket.wire.lose()
             case 9:
                 kind = (PING, PONG, CLOSE)[program.byte() % 3]
-                client.socket.wire.feed([masked(kind, program.chunk()[:125])])
+                client.socket.feed(masked(kind, program.chunk()[:125]))
             case 10:
                 self.connect(client)
             case 11:
-                self.relay.reconfigure(LOGGING if what >> 4 & 1 else QUIET)
+                finished(self.relay.reconfigure(CONFIGS[self.setup, bool(what >> 4 & 1)]))
                 self.relay.memory.limit = MEMORY
-            case 12 if client.socket.member is not None:
+            case 12 if client.socket.joined and client.socket.there:
                 client.socket.draining = True
-                client.socket.member.connection.drain(1000)
+                assert client.socket.connection is not None
+                client.socket.connection.drain(1000)
+            case 13 if self.setup == WITH_KEYS:
+                revoked = what >> 4 & 1
+                keys = [replace(KEYS[0], revoked=1), KEYS[1]] if revoked else KEYS
+                finished(self.relay.use_keys(Keys(keys)))
+                self.loop.run()
+                self.settle(began)
+                assert not revoked or not any(each.joined and each.key == 0 for each in self.there())
+            case 14:
+                ends, less = program.byte(), program.byte()
+                header = pack(ADDRESSES[ends & 7], ADDRESSES[ends >> 4 & 7], b"")
+                self.send(client, header + LONGEST[: MAX_FRAME - len(header) + 2 - less])
+        self.settle(began)
+
+    def there(self) -> list[Socket]:
+        """Those that are open."""
+        return [each for each in self.sockets if each.there]
+
+    def settle(self, began: float) -> None:
+        """Look at what clients have got since `began`."""
         for socket in self.sockets:
             socket.read()
+            if not socket.there:
+                self.book.ended(socket, began, self.loop.now)
 
     def connect(self, client: Client) -> None:
         """A new WebSocket of a client, beside its old ones."""
         self.upgraded = None
         wire = self.port.dial()
-        wire.feed([REQUEST])
-        client.socket = Socket(wire, self.upgraded)
+        wire.feed([REQUESTS[KEY_OF[client.number]]])
+        client.socket = Socket(self.loop, wire, client.number, self.upgraded)
         if self.upgraded is not None:
             client.socket.read()
             self.sockets.append(client.socket)
+        self.settle(self.loop.now)
 
     def join(self, client: Client) -> None:
         """Join with the client's own addresses."""
@@ -234,20 +314,41 @@ class World:
         """A control message of the client: it ends the connection, or is answered by what is so."""
         socket = client.socket
         before, code = len(socket.texts), socket.code
-        socket.wire.feed([masked(TEXT, text)])
-        socket.read()
+        told = {id(each): len(each.said("problem")) for each in self.sockets}
+        held = {id(each): self.book.held(each) for each in self.sockets}
+        socket.feed(masked(TEXT, text))
+        for each in self.sockets:
+            each.read()
         assert socket.code in (code, 1007, 1008, 1013, 4001, 4003)
-        for said in map(json.loads, socket.texts[before:] if socket.network else []):
-            if "held" in said:
-                assert {bytes.fromhex(each) for each in said["held"]} == socket.held
+        if socket.joined and code is None and socket.code == 1008:
+            asked = control.decode_from_client(text)
+            assert isinstance(asked, control.Addresses)
+            self.book.unanswered(socket, asked.add + asked.remove, self.loop.now)
+        for said in map(json.loads, socket.texts[before:]):
+            if said["type"] == "joined":
+                old = self.book.joins(socket, DEVICES[client.number][2], said, self.loop.now)
+                assert old is None or not old.there, "a replaced connection stays"
+            elif said["type"] == "addresses":
+                asked = control.decode_from_client(text)
+                assert isinstance(asked, control.Addresses)
+                self.book.claims(socket, asked.add, asked.remove, said, self.loop.now)
+        for each in self.sockets:
+            for problem in each.said("problem")[told[id(each)] :]:
+                assert each is not socket
+                assert problem["code"] == "address_in_use"
+                assert bytes.fromhex(problem["detail"]) in held[id(each)]
 
     def send(self, client: Client, frame: bytes) -> None:
         """A data frame of the client."""
-        socket, network = client.socket, client.socket.network
-        receiver = self.receiver(client, frame)
+        socket = client.socket
+        if socket.wire.deaf:
+            return
+        there = [each for each in self.sockets if each.there]
         before = [len(each.frames) for each in self.sockets]
+        hints = len(socket.said("gone"))
+        receiver = self.receiver(socket, frame)
         free = receiver is not None and not receiver.wire.waiting
-        socket.wire.feed([masked(BINARY, frame)])
+        socket.feed(masked(BINARY, frame))
         for each in self.sockets:
             each.read()
         grown = [each for each, size in zip(self.sockets, before, strict=True) if len(each.frames) > size]
@@ -257,22 +358,38 @@ class World:
             receiver.offered.append(frame)
             assert grown == [receiver] or not (free or grown)
             assert not grown or receiver.frames[-1] == frame
-        assert socket.network is network, "a frame ended its connection"
+        for hint in socket.said("gone")[hints:]:
+            self.gone += 1
+            assert self.absent(socket, frame) in (hint["reason"], "either")
+            assert hint["address"] == frame[1:17].hex()
+        ended = [each for each in there if not each.there]
+        too_long = len(frame) > MAX_FRAME
+        assert not ended or ended == [socket], "a frame ended another's connection"
+        assert not ended or too_long or not socket.joined, "a frame ended its connection"
+        assert not too_long or socket.code is not None or socket not in there
 
-    def receiver(self, client: Client, frame: bytes) -> Socket | None:
+    def receiver(self, socket: Socket, frame: bytes) -> Socket | None:
         """Who is to get this frame."""
         try:
             destination, source, _ = unpack(frame)
         except FrameError:
             return None
-        socket = client.socket
-        if socket.draining or source not in socket.held or destination in socket.held:
+        held = self.book.held(socket)
+        if socket.draining or source not in held or destination in held or len(frame) > MAX_FRAME:
             return None
-        holders = [
-            each for each in self.sockets if each.network is socket.network and destination in each.held
-        ]
-        assert len(holders) <= 1
-        return holders[0] if holders else None
+        holder = self.book.holder(socket, destination)
+        assert holder is None or isinstance(holder, Socket)
+        return holder
+
+    def absent(self, socket: Socket, frame: bytes) -> str | None:
+        """What the relay is to say of the frame's destination, if anything."""
+        try:
+            destination, source, _ = unpack(frame)
+        except FrameError:
+            return None
+        if source not in self.book.held(socket):
+            return None
+        return self.book.absent(socket, destination, self.loop.now)
 
     def wait(self, seconds: float) -> None:
         """Time passes, and the relay looks at its deadlines."""
@@ -288,8 +405,12 @@ class World:
         assert relay.memory.used <= MEMORY
         assert counters.frames_in == counters.frames_out + counters.drops.total() + relay.memory.frames
         assert relay.admission.joined <= relay.config.max_connections
-        holders = [(id(each.network), address) for each in self.sockets for address in each.held]
-        assert len(set(holders)) == len(holders), "an address has two holders"
+        held = sum(len(self.book.held(each)) for each in self.sockets)
+        assert held <= relay.router.addresses <= held + self.book.closing()
+        assert sum(len(each.said("gone")) for each in self.sockets) == self.gone
+        for number, each_key in enumerate(KEYS if self.setup == WITH_KEYS else []):
+            of_key = sum(len(self.book.held(each)) for each in self.sockets if each.key == number)
+            assert of_key <= relay.gate._addresses[each_key.id] <= of_key + self.book.closing(number)
 
     def end(self) -> None:
         """Everybody leaves; nothing is left."""
@@ -297,13 +418,13 @@ class World:
         joined = [each for each in relay.connections if each.member and not each.done]
         assert relay.admission.joined == len(joined)
         for socket in self.sockets:
-            assert len(socket.held) <= MAX_HELD
             rest = iter(socket.offered)
             assert all(frame in rest for frame in socket.frames), "not what was sent, or not in order"
             gone = sum('"gone"' in text for text in socket.texts)
             assert gone <= GONE_BURST + GONE_RATE * elapsed
             socket.wire.lose()
         self.loop.run(CLOSE_SECONDS)
+        self.settle(self.loop.now)
         self.check()
         assert not relay.connections
         assert relay.memory.used == relay.memory.frames == 0
@@ -314,10 +435,10 @@ class World:
 
 
 def one(data: bytes) -> object:
-    """The first byte says whether the relay logs, the rest is the program. Returns what it has counted."""
+    """The first byte says how the relay is set up, the rest is the program. Returns what it has counted."""
     program = Input(data)
     with FROZEN as loop:
-        world = World(loop, LOGGING if program.byte() & 1 else QUIET)
+        world = World(loop, program.byte())
         for _ in range(MAX_STEPS):
             if not program:
                 break
@@ -326,6 +447,27 @@ def one(data: bytes) -> object:
         world.end()
     counters = world.relay.counters
     return counters.frames_in, counters.frames_out, +counters.drops, +counters.closes
+
+
+SEEDED = (
+    *(
+        "a pair",
+        "a client comes again",
+        "grace",
+        "grace ends",
+        "one that wants what another has",
+        "a silent holder",
+    ),
+    *(
+        "addresses",
+        "more addresses",
+        "the longest",
+        "beyond a rate",
+        "debt stays",
+        "a key is revoked",
+        "full",
+    ),
+)
 
 
 def seeds() -> dict[str, bytes]:
@@ -371,9 +513,19 @@ def seeds() -> dict[str, bytes]:
         "the relay stops": bytes((12,)) + a_to_b + b_to_a,
         "full": bytes((0x27, d | 7, d | 7)),
         "silence": bytes((d | 10, 6, 100, 6, 100)),
+        "the longest": bytes((14, 2, 2, 14, 2, 0, 0x1E, 0x20, 3)),
+        "beyond a rate": bytes((14, 2, 2) * 3 + (6, 20, 14, 2, 2, 6, 200)) + a_to_b,
+        "a key is revoked": bytes((0x1D,)) + a_to_b + bytes((7, 0x17, 0x0D, 7, 0x17)) + a_to_b,
+        "more addresses": bytes((3, 0xF0, 0, 0x13, 0xF8, 0, 3, 0, 0x10, 0x13, 0x08, 0, 7, 0x17)),
+        "grace ends": bytes((0x18, 6, 119, d | 7, d | 3, 4, 0, 6, 2, d | 3, 4, 0)) + b_to_d,
+        "debt stays": bytes((14, 2, 2) * 3 + (7, 14, 2, 2, 8, 7, 14, 2, 2, 6, 255)),
     }
     for case in (vectors := json.loads((VECTORS / "frames.json").read_text()))["accepted"] + vectors[
         "refused"
     ]:
         found[f"vector, {case['what']}"] = Program(1).chunk(bytes.fromhex(case["frame"])).data
-    return {name: bytes((i % 2,)) + data for i, (name, data) in enumerate(found.items())}
+    return {name: bytes((i % 8,)) + data for i, (name, data) in enumerate(found.items())} | {
+        f"{name}, {setup}": bytes((number << 1,)) + found[name]
+        for number, setup in ((LIMITED, "limited"), (RATED, "rated"), (WITH_KEYS, "with keys"))
+        for name in SEEDED
+    }

@@ -17,6 +17,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Coroutine, Iterable
+from fcntl import ioctl
 from functools import partial
 from itertools import count, pairwise
 from random import Random
@@ -180,6 +181,7 @@ class Frozen:
             (random, self._random),
             (get_logger, lambda name: Log()),
             (listen, lambda *where: _ports.pop()),
+            (ioctl, lambda *question: bytes(4)),  # FIONREAD: nothing waits for a relay that does not read
             (aiofastnet, SimpleNamespace(connect_accepted_socket=_start)),
             *more,
         ]
@@ -221,7 +223,9 @@ class Wire:
         self._loop = loop
         self._protocol: Any = None
         self._unread = b""
-        self._ended = self._paused = self._deaf = False
+        self._ended = self._paused = False
+        self.deaf = False
+        """The relay does not read."""
         self._high, self._low = 65536, 16384
 
     # What the peer does
@@ -252,14 +256,14 @@ class Wire:
     def _readable(self) -> None:
         if self._protocol is None and (self._unread or self._ended):
             self._loop.readers.get(self, bool)()
-        while self._protocol is not None and self._unread and not (self.closing or self._deaf):
+        while self._protocol is not None and self._unread and not (self.closing or self.deaf):
             view = self._protocol.get_buffer(-1)
             size = min(len(view), len(self._unread))
             assert size, "no room to read into"
             view[:size] = self._unread[:size]
             self._unread = self._unread[size:]
             self._protocol.buffer_updated(size)
-        if self._protocol is not None and self._ended and not (self.closing or self._deaf):
+        if self._protocol is not None and self._ended and not (self.closing or self.deaf):
             self._protocol.get_buffer(-1)  # a socket hears of an end by reading
             if not self._protocol.eof_received():
                 self.close()
@@ -286,10 +290,10 @@ class Wire:
     # The transport
 
     def pause_reading(self) -> None:
-        self._deaf = True
+        self.deaf = True
 
     def resume_reading(self) -> None:
-        self._deaf = False
+        self.deaf = False
         self._loop.call_soon(self._readable)
 
     def is_closing(self) -> bool:

@@ -49,6 +49,8 @@ class Network(NetworkKeys):
 
 NETWORK = Network(SECRET)
 VICTIM, HONEST, HOSTILE, OTHER = (DeviceKeys(bytes([i]) * 32, NETWORK.network_id) for i in range(1, 5))
+LINKS = ("near", "far")
+"""What the victim's connections to two relays are called."""
 LOCAL = local_settings(
     "victim",
     "10.10.10.1/24",
@@ -142,6 +144,8 @@ class World(MemoryMesh):
         self.answers: dict[bytes, tuple[DeviceKeys, HandshakeState]] = {}
         self.finisher = b""
         """Static key of the device whose finish the victim may be reading."""
+        self.via: str | None = None
+        """The one of LINKS by which everything comes, None while the victim has a single one."""
 
     def fork(self, name: str) -> Random:
         """One random is enough here."""
@@ -184,7 +188,7 @@ class World(MemoryMesh):
             case 8:
                 self.emit(number, program.chunk())
             case 9:
-                self.node.mesh.gone(ADDRESSES[number], self.now)
+                self.node.mesh.gone(ADDRESSES[number], self.now, self.via)
             case 10:
                 self.hello(number)
             case 11:
@@ -196,10 +200,15 @@ class World(MemoryMesh):
                 ips = [ip for i, ip in enumerate(IPS) if (first << 8 | second) >> i & 1]
                 self.seal(number, padded([info(seq, *ips)]))
             case 14:
-                self.node.mesh.joined(self.now)
-                self.node.mesh.refused(
-                    {each for i, each in enumerate(self.node.addresses) if number >> i & 1}
-                )
+                refused = {each for i, each in enumerate(self.node.addresses) if number >> i & 1}
+                self.node.mesh.joined(self.now, self.via)
+                self.node.mesh.refused(refused, self.via)
+            case 15 if 1 <= number <= 6:
+                self.via = LINKS[number & 1]
+                if number <= 2:
+                    self.node.mesh.joined(self.now, self.via)
+                elif number <= 4:
+                    self.node.mesh.lost(self.via, self.now)
             case 15 if number == 15:
                 self.node.mesh.bye()
             case 15:
@@ -210,7 +219,7 @@ class World(MemoryMesh):
         self.heard.append((source, destination, data))
         session = self.node.context.indices.get(data[4:8]) if data[:4] == message.SEALED else None
         self.speaker = session.peer.static if isinstance(session, Session) else b""
-        self.node.mesh.receive(source, destination, memoryview(data), self.now)
+        self.node.mesh.receive(source, destination, memoryview(data), self.now, self.via)
 
     def raw(self, source: bytes, destination: bytes, data: bytes) -> None:
         """Any bytes, from the relay or through it: nothing but an echo of old ones can verify."""
@@ -233,7 +242,8 @@ class World(MemoryMesh):
             (each.local_index, each.confirmed, sorted(each.verified), sorted(each.sources))
             for each in sessions
         ]
-        return state, dict(mesh._owners), dict(self.node.trust.known)
+        vias = [peer.via for peer in mesh.peers.values()]
+        return state, vias, dict(mesh._owners), dict(self.node.trust.known)
 
     def seal(self, at: int, plaintext: bytes) -> None:
         """The hostile member says something in its session, from some address."""
@@ -478,6 +488,17 @@ def seeds() -> dict[str, bytes]:
         "rekey when receiving": say + bytes((0xF7, 42)) + say + bytes((10,)) + Program(11).chunk(early).data,
         "keepalives": say + bytes((7, 60)) + Program(0x28).chunk(b"x").data + bytes((0x17, 60)),
         "the relay is back": bytes((0x1E,)) + say + bytes((0x0E,)) + say,
+        "two relays": bytes((0x1F, 0x2F))
+        + say
+        + bytes((7, 4))
+        + hear
+        + bytes((0x5F,))
+        + say
+        + bytes((0x4F,))
+        + ask,
+        "two relays, measured": bytes((0x1F, 0x2F, 7, 4)) + ask + bytes((7, 8, 0x5F, 7, 16)) + ask,
+        "both relays lost": bytes((0x1F, 0x2F, 0x3F)) + say + bytes((0x4F,)) + ask + bytes((0x1F,)) + say,
+        "gone at both": bytes((0x1F, 0x2F, 0x09, 0x19, 0x29, 0x5F, 0x09, 0x19, 0x29)) + ask + say,
         "an unknown session": Program(0, 0x10).chunk(message.SEALED + bytes(40)).data,
         "a finish again": Program(0, 0x12).chunk(FINISH).data,
         "other versions": Program(0, 0x10).chunk(b"\x24\0\0\0" + bytes(40)).data,

@@ -51,11 +51,15 @@ class JoinError(RemoteProtocolError):
 
 
 class ConfigError(ShadowMeshError):
-    """A configuration file cannot be used; `problems` has one finished line for each mistake in it."""
+    """A configuration file cannot be used; `problems` has one finished line for each mistake in it.
 
-    def __init__(self, problems: list[str]) -> None:
+    log_format: what it says about the log, as far as that could be read.
+    """
+
+    def __init__(self, problems: list[str], log_format: str = "auto") -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+        self.log_format = log_format
 
 
 class TunError(ShadowMeshError):
@@ -64,3 +68,7 @@ class TunError(ShadowMeshError):
 
 class StartError(ShadowMeshError):
     """A program cannot start (port taken, no permission, unwritable directory); the text says what to do."""
+
+
+class RequestError(ShadowMeshError):
+    """The operator asked a running program for something that it cannot do; the text says why."""

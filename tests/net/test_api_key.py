@@ -20,7 +20,7 @@ from shadowmesh.config.secret import ApiKey
 from shadowmesh.daemon.link import RelayLink
 from shadowmesh.relay.keys import ASKED, Key, Keys, Previous
 from shadowmesh.testing.relay_client import RelayClient, address, frame, key, public
-from shadowmesh.testing.relay_server import TestRelay, running_relay
+from shadowmesh.testing.relay_server import TestRelay, at_once, named, running_relay
 from shadowmesh.testing.scripted_relay import IDENTITY, Engine, quicken
 from shadowmesh.testing.websocket import until
 
@@ -50,7 +50,7 @@ class AskingRelay(TestRelay):
     clock: Clock
 
     def use(self, *keys: Key) -> int:
-        return self.server.use_keys(Keys(keys))
+        return at_once(self.server.use_keys(Keys(keys)))
 
     def holder(self, text: str = TEXT, **options: Any) -> RelayClient:
         return self.client(additional_headers={"Authorization": f"Bearer {text}"}, **options)
@@ -67,12 +67,7 @@ def with_keys(*keys: Key, **settings: Any) -> Callable[[Callable[[AskingRelay], 
                 relay.use(*keys)
                 await test(relay)
 
-        def run() -> None:
-            asyncio.run(scenario())
-
-        run.__name__ = run.__qualname__ = getattr(test, "__name__", "test")
-        run.__module__, run.__doc__ = test.__module__, test.__doc__
-        return run
+        return named(lambda: asyncio.run(scenario()), test)
 
     return decorate
 
@@ -112,10 +107,6 @@ async def test_the_order_of_answers(relay: AskingRelay) -> None:
     assert (await answer(relay, path="/relay?peer_id=", origin=evil))[0] == 400
     assert (await answer(relay, origin=evil))[0] == 401
     assert (await answer(relay, f"Bearer {TEXT}", origin=evil))[0] == 403
-    relay.server.draining = True
-    assert (await answer(relay))[0] == 401
-    assert (await answer(relay, f"Bearer {TEXT}"))[0] == 503
-    relay.server.draining = False
 
 
 @with_keys(stored(TEXT))
@@ -153,13 +144,13 @@ async def test_expiry_by_the_wall_clock_also_when_it_jumps(relay: AskingRelay) -
     async with relay.holder() as client:
         await client.join(A)
         relay.clock.now += 99.5
-        relay.server.expire_keys()
+        await relay.server.expire_keys()
         assert relay.server.admission.joined == 1
         relay.clock.now -= 1e9
-        relay.server.expire_keys()
+        await relay.server.expire_keys()
         assert relay.server.admission.joined == 1
         relay.clock.now += 1e9 + 1
-        relay.server.expire_keys()
+        await relay.server.expire_keys()
         assert await client.closed() == (4005, "this API key has expired")
     assert await answer(relay, f"Bearer {TEXT}") == (401, "this API key has expired")
     relay.clock.now -= 1000  # the clock was wrong: the key is good, nothing has to be mended
@@ -178,7 +169,7 @@ async def test_rotation_with_grace(relay: AskingRelay) -> None:
             await fresh.join(B, device="fresh")
             await late.join(C, device="late")
             relay.clock.now += 60
-            relay.server.expire_keys()
+            await relay.server.expire_keys()
             assert await old.closed() == (4005, "this API key was replaced by a new one")
             assert await late.closed() == (4005, "this API key was replaced by a new one")
             assert await answer(relay, f"Bearer {TEXT}") == (401, "this API key was replaced by a new one")
@@ -221,6 +212,39 @@ async def test_a_key_for_two_connections(relay: AskingRelay) -> None:
             await third.join(C, device="c")
 
 
+@with_keys(stored(TEXT, max_addresses=3), stored(OTHER))
+async def test_a_key_for_three_addresses(relay: AskingRelay) -> None:
+    d, e = address("d"), address("e")
+    async with relay.holder() as one, relay.holder() as two, relay.holder(OTHER) as other:
+        assert (await one.join(A, B, device="a"))["refused"] == []
+        answer = await two.join(C, d, device="c")
+        assert (answer["held"], answer["refused"]) == ([C.hex()], [{"address": d.hex(), "code": "too_many"}])
+        assert (await other.join(e, address("f"), device="e"))["refused"] == [], "of another key"
+        # What one gives back another may have, in the same message too.
+        await one.send({"type": "addresses", "add": [d.hex()], "remove": [A.hex()]})
+        assert (await one.next_control("addresses"))["held"] == sorted([B.hex(), d.hex()])
+        await one.send({"type": "addresses", "remove": [d.hex()]})
+        await one.next_control("addresses")
+        await two.send({"type": "addresses", "add": [A.hex(), d.hex()]})
+        answer = await two.next_control("addresses")
+        assert answer["held"] == sorted([A.hex(), C.hex()])
+        assert answer["refused"] == [{"address": d.hex(), "code": "too_many"}]
+        # A device that comes again has its own.
+        async with relay.holder() as again:
+            assert (await again.join(B, device="a"))["refused"] == []
+            assert (await one.closed())[0] == 4004
+            # The bound is lowered: what is held stays, and nothing comes to it.
+            assert relay.use(stored(TEXT, max_addresses=1), stored(OTHER)) == 0
+            await two.send({"type": "addresses", "add": [d.hex()], "remove": []})
+            answer = await two.next_control("addresses")
+            assert answer["held"] == sorted([A.hex(), C.hex()])
+            assert answer["refused"] == [{"address": d.hex(), "code": "too_many"}]
+    await relay.until(lambda: not relay.server.admission.joined, "leaving")
+    async with relay.holder() as last:
+        assert len((await last.join(B, d, device="a"))["held"]) == 1
+    await relay.until(lambda: not relay.server.gate._addresses, "the end of all")
+
+
 @with_keys(stored(TEXT, bytes_per_second=20_000, max_connections=1))
 async def test_bounds_of_a_key_change_while_its_connections_stay(relay: AskingRelay) -> None:
     async with relay.holder() as client:
@@ -261,7 +285,7 @@ async def test_all_connections_of_a_key_share_its_rate(relay: AskingRelay) -> No
 async def test_open_and_back(relay: AskingRelay) -> None:
     async with relay.holder() as holder:
         await holder.join(A, device="a")
-        relay.server.use_keys(None)
+        await relay.server.use_keys(None)
         async with relay.client() as guest, relay.holder("nonsense") as odd:
             await guest.join(B, device="b")
             await odd.join(C, device="c")
@@ -326,7 +350,7 @@ def test_our_client_says_why_it_is_refused_and_does_not_come_back_at_once(
         async with our_link(relay, text) as (link, engine):
             await until(lambda: link.reason)
             assert (link.state, link.reason) == ("waiting", words)
-            assert engine.happened("relay_unreachable") == [{"relay": link.url, "reason": words}]
+            assert engine.happened("relay_unreachable") == [{"relay": link.url, "ip": None, "reason": words}]
             await asyncio.sleep(0.3)
             assert relay.counters.refused["api_key"] == 1
 

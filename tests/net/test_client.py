@@ -15,10 +15,12 @@ from websockets.typing import Subprotocol
 from shadowmesh.errors import LocalProtocolError
 from shadowmesh.net import client
 from shadowmesh.net.client import NOT_A_RELAY, ConnectFailed, connect
+from shadowmesh.net.failure import BEHIND_PROXY
 from shadowmesh.net.server import serve
 from shadowmesh.testing.websocket import RawPeer, Recorder, drive, until
 
 MAX_FRAME = 131072
+LOGIN = "the login page of this network, as hotels have one? Then open a browser and log in"
 
 
 def failure(
@@ -110,13 +112,37 @@ def test_urls_and_headers_that_are_our_bug(url: str) -> None:
         (b"HTTP/1.1 503 x\r\nRetry-After: 99999999\r\n\r\n", 503, 3600.0, "HTTP 503 Service Unavailable"),
         (b"HTTP/1.1 503 x\r\nRetry-After: Fri, 31 Dec\r\n\r\n", 503, None, "HTTP 503 Service Unavailable"),
         (b"HTTP/1.1 401 x\r\n\r\n", 401, None, "HTTP 401 Unauthorized"),
-        (b"HTTP/1.1 301 x\r\nLocation: http://x/\r\n\r\n", 301, None, "HTTP 301 Moved Permanently"),
+        (
+            b"HTTP/1.1 302 x\r\nLocation: http://login.hotel/?token=1\r\n\r\n",
+            302,
+            None,
+            f"a web page answers instead of the relay (HTTP 302 Found to http://login.hotel): {LOGIN}",
+        ),
+        (
+            b"HTTP/1.1 511 x\r\n\r\n<html>",
+            511,
+            None,
+            f"a web page answers instead of the relay (HTTP 511 Network Authentication Required): {LOGIN}",
+        ),
+        (
+            b"HTTP/1.1 301 x\r\nLocation: http://[\r\n\r\n",
+            301,
+            None,
+            f"a web page answers instead of the relay (HTTP 301 Moved Permanently): {LOGIN}",
+        ),
+        (
+            b"HTTP/1.1 301 x\r\nLocation: https://127.0.0.1/relay\r\n\r\n",
+            301,
+            None,
+            "HTTP 301 Moved Permanently: the server wants TLS; is it wss:// in relay.server?",
+        ),
         (
             b"HTTP/1.1 200 OK\r\n\r\n<html>",
             200,
             None,
-            f"{NOT_A_RELAY} (HTTP 200); a relay's own port is 9545",
+            f"{NOT_A_RELAY} but a web page (HTTP 200): {LOGIN}; a relay's own port is 9545",
         ),
+        (b"HTTP/1.1 200 OK\r\n\r\nhi", 200, None, f"{NOT_A_RELAY} (HTTP 200); a relay's own port is 9545"),
         (
             b"HTTP/1.1 404 x\r\n\r\nNot Found",
             404,
@@ -130,7 +156,13 @@ def test_urls_and_headers_that_are_our_bug(url: str) -> None:
             "HTTP 404 Not Found: clients connect to /relay",
         ),
         (b"HTTP/1.1 521 down\r\n\r\n\x1b[31mred", 521, None, "HTTP 521: ?[31mred"),
-        (b"HTTP/1.0 502 x\r\n\r\n", 502, None, "HTTP 502 Bad Gateway"),
+        (
+            b"HTTP/1.1 504 x\r\nContent-Type: text/html\r\n\r\n<html>",
+            504,
+            None,
+            f"HTTP 504 Gateway Timeout: {BEHIND_PROXY}",
+        ),
+        (b"HTTP/1.0 502 x\r\n\r\n", 502, None, f"HTTP 502 Bad Gateway: {BEHIND_PROXY}"),
         (b"HTTP/1.1 101 x\r\n\r\n", None, None, NOT_A_RELAY),
         (b"HTTP/1.1 101 x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", None, None, NOT_A_RELAY),
         (b"SSH-2.0-x\r\n\r\n", None, None, NOT_A_RELAY),
@@ -274,5 +306,78 @@ def test_cancelled_at_any_moment_leaves_no_connection() -> None:
                 await task
             await asyncio.sleep(0.02)  # for those that are still in the backlog
             await until(lambda: not connections)
+
+    drive(main)
+
+
+class BlackHole:
+    """What `loop.sock_connect` meets: nothing, until the way is back; sockets opened before stay lost."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, back: float) -> None:
+        loop = asyncio.get_running_loop()
+        self.began = loop.time()
+        self.sockets: dict[socket.socket, float] = {}
+        self.most = 0
+        real = loop.sock_connect
+
+        async def sock_connect(sock: socket.socket, address: tuple[str, int]) -> None:
+            self.sockets[sock] = at = loop.time() - self.began
+            self.most = max(self.most, len(self.sockets))
+            try:
+                if at < back:
+                    await asyncio.sleep(60)
+                await real(sock, address)
+            finally:
+                del self.sockets[sock]
+
+        monkeypatch.setattr(loop, "sock_connect", sock_connect)
+
+
+def test_a_further_socket_finds_the_way_that_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without waiting for TCP, and with three sockets at most, of which the first is kept."""
+    monkeypatch.setattr(client, "_AGAIN_SECONDS", 0.05)
+
+    async def main() -> None:
+        server = await serve("127.0.0.1", 0, lambda request: Recorder(), max_frame=MAX_FRAME)
+        hole = BlackHole(monkeypatch, back=0.32)
+        ws = Recorder()
+        await connect(f"ws://127.0.0.1:{server.port}/relay", ws, max_frame=MAX_FRAME)
+        assert 0.32 <= asyncio.get_running_loop().time() - hole.began < 0.6
+        assert hole.most == 3
+        await until(lambda: not hole.sockets)
+        ws.close()
+        await until(lambda: ws.closed)
+        server.close()
+        await server.wait_closed()
+
+    drive(main)
+
+
+def test_a_way_that_takes_long_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first socket wins although three more were opened since; whoever refuses is believed at once."""
+    monkeypatch.setattr(client, "_AGAIN_SECONDS", 0.05)
+
+    async def main() -> None:
+        server = await serve("127.0.0.1", 0, lambda request: Recorder(), max_frame=MAX_FRAME)
+        loop = asyncio.get_running_loop()
+        real, opened = loop.sock_connect, 0
+
+        async def sock_connect(sock: socket.socket, address: tuple[str, int]) -> None:
+            nonlocal opened
+            opened += 1
+            await asyncio.sleep(0.3 if opened == 1 else 60)
+            await real(sock, address)
+
+        monkeypatch.setattr(loop, "sock_connect", sock_connect)
+        ws = Recorder()
+        await connect(f"ws://127.0.0.1:{server.port}/relay", ws, max_frame=MAX_FRAME)
+        assert opened >= 4
+        ws.close()
+        await until(lambda: ws.closed)
+        server.close()
+        await server.wait_closed()
+        opened = 0
+        with pytest.raises(ConnectFailed, match="refuses connections"):
+            await connect(f"ws://127.0.0.1:{server.port}/relay", Recorder(), max_frame=MAX_FRAME)
 
     drive(main)

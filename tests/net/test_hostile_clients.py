@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from shadowmesh.relay.connection import Connection
@@ -13,7 +15,7 @@ def test_harm_to_a_single_frame_is_noticed(monkeypatch: pytest.MonkeyPatch, harm
     deliver = Connection.deliver
     count = 0
 
-    def once(self: Connection, frame: memoryview, read_at: float) -> None:
+    def once(self: Connection, frame: memoryview, *rest: Any) -> None:
         nonlocal count
         count += 1
         match harm if count == 100 else "none":
@@ -22,8 +24,8 @@ def test_harm_to_a_single_frame_is_noticed(monkeypatch: pytest.MonkeyPatch, harm
             case "changed":
                 frame = memoryview(bytes(frame[:-1]) + bytes([frame[-1] ^ 1]))
             case "twice":
-                deliver(self, frame, read_at)
-        deliver(self, frame, read_at)
+                deliver(self, frame, *rest)
+        deliver(self, frame, *rest)
 
     monkeypatch.setattr(Connection, "deliver", once)
 

@@ -31,6 +31,12 @@ def fragments(message: bytes, *sizes: int, opcode: int = BINARY) -> bytes:
     return sent + websocket_frame(CONTINUATION, message[at:])
 
 
+def in_empty_pieces(message: bytes, count: int) -> bytes:
+    """All of the message, `count` pieces of nothing, and a last one."""
+    first = websocket_frame(TEXT, message, fin=False)
+    return first + websocket_frame(CONTINUATION, fin=False) * count + websocket_frame(CONTINUATION)
+
+
 def compressed(message: bytes) -> bytes:
     """As permessage-deflate has it (RFC 7692)."""
     deflate = zlib.compressobj(wbits=-15)
@@ -116,7 +122,10 @@ async def test_each_kind_of_bad_frame_from_both_sides(siege: Siege) -> None:
 
 BEFORE: dict[str, tuple[Callable[[bytes], bytes], int]] = {
     "a join as data": (lambda join: websocket_frame(BINARY, join), 4003),
-    "a join in pieces": (lambda join: fragments(join, *[1] * (len(join) - 1), opcode=TEXT), 0),
+    "a join in 64 pieces": (lambda join: fragments(join, *[1] * 63, opcode=TEXT), 0),
+    "a join in 65 pieces": (lambda join: fragments(join, *[1] * 64, opcode=TEXT), 4003),
+    "64 pieces, most of nothing": (lambda join: in_empty_pieces(join, 62), 0),
+    "65 pieces, most of nothing": (lambda join: in_empty_pieces(join, 63), 4003),
     "8 KiB in pieces": (lambda join: fragments(join.ljust(8192), 8000, opcode=TEXT), 0),
     "a byte more": (lambda join: fragments(join.ljust(8193), 8000, opcode=TEXT), 4003),
     "a byte more, whole": (lambda join: websocket_frame(TEXT, join.ljust(8193)), 4003),

@@ -19,6 +19,7 @@ from websockets.typing import Subprotocol
 
 from shadowmesh.crypto.keys import DeviceKeys, NetworkKeys
 from shadowmesh.daemon.link import Identity, RelayLink
+from shadowmesh.relay import admission
 from shadowmesh.testing.hostile_clients import Siege, under_attack
 from shadowmesh.testing.hostile_clients import source as from_source
 from shadowmesh.testing.light_client import join_message
@@ -56,6 +57,12 @@ class Listener:
         pass
 
     def refused(self, addresses: set[bytes]) -> None:
+        pass
+
+    def lost(self) -> None:
+        pass
+
+    def draining(self) -> None:
         pass
 
 
@@ -343,23 +350,45 @@ def test_a_flood_of_joins_that_are_refused(kind: str) -> None:
 
 
 def test_connections_that_do_not_join_from_both_sides() -> None:
-    """The next one is told to come later, until the first is out of time. Who is in stays in."""
+    """The oldest of the source with most has to go for a newcomer. Who is in stays in."""
 
     @under_attack(max_connections=100)
     async def attack(siege: Siege) -> None:
-        admission = siege.relay.server.admission
-        waiting = [
-            await siege.upgraded(from_source(number // 16)) for number in range(admission.max_unjoined)
-        ]
-        late = await siege.dial()
-        late.send(UPGRADE.format(path="/relay?peer_id=x", more="").encode())
-        assert (await late.head()).startswith("HTTP/1.1 503 ")
+        door, counters = siege.relay.server.admission, siege.relay.counters
+        waiting = [await siege.upgraded(from_source(number // 16)) for number in range(64)]
+        assert (door.unjoined, door.max_unjoined) == (64, 64)
+        for number in range(4):
+            await siege.upgraded(from_source(100 + number))
+            assert door.unjoined == 64
+            await siege.joined(f"newcomer {number}", from_source(200))
+            await siege.upgraded(from_source(300 + number))
+        assert (door.unjoined, door.joined) == (64, 6)
+        assert counters.refused["full"] == counters.closes[1013] == 8
+        for first in (0, 16, 32, 48):
+            for peer in waiting[first : first + 2]:
+                assert await peer.close_code() == 1013
         await siege.talk()
-        siege.relay.server.timing = replace(siege.relay.server.timing, join=0.1)
-        for peer in waiting:
-            assert await peer.close_code() == 4002
-        siege.relay.server.timing = replace(siege.relay.server.timing, join=10)
+
+    attack()
+
+
+def test_as_many_sources_as_places_get_them_for_a_second_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or else honest clients that all come at once would push out each other, and nobody got in."""
+
+    @under_attack(max_connections=100)
+    async def attack(siege: Siege) -> None:
+        monkeypatch.setattr(admission, "SOON", 60.0)
+        waiting = [await siege.upgraded(from_source(number)) for number in range(64)]
+        late = await siege.dial()
+        late.send(UPGRADE.format(path="/relay?peer_id=x", more="Shadowmesh-Rejoin: 1\r\n").encode())
+        head = await late.head()
+        assert head.startswith("HTTP/1.1 503 ")
+        assert "Retry-After: 5" in head
+        monkeypatch.setattr(admission, "SOON", 0.0)
         await siege.joined("newcomer")
+        assert await waiting[0].close_code() == 1013
+        siege.relay.server.timing = replace(siege.relay.server.timing, join=0.1)
+        assert await waiting[1].close_code() == 4002
 
     attack()
 

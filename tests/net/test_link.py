@@ -16,6 +16,7 @@ from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request, Response
 
 from shadowmesh.crypto.join import verify_join
+from shadowmesh.daemon import backoff
 from shadowmesh.daemon import link as link_module
 from shadowmesh.daemon.link import AGENT, RelayLink
 from shadowmesh.net.client import connect
@@ -70,7 +71,7 @@ def test_join() -> None:
         assert link.relay is not None
         assert (link.relay.server_name, link.relay.region) == ("relay-1", "here")
         assert running.engine.happened("relay_joined") == [
-            {"relay": link.url, "name": "relay-1", "addresses": 2}
+            {"relay": link.url, "ip": None, "name": "relay-1", "addresses": 2}
         ]
         await until(lambda: link.rtt is not None)
 
@@ -314,7 +315,7 @@ def test_a_loss_without_a_close_frame() -> None:
 
 def test_a_connection_that_lasted_starts_the_back_off_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link_module, "STABLE_AFTER", 0.0)
-    monkeypatch.setattr(link_module, "_USUAL", (0.1, 10.0))
+    monkeypatch.setattr(backoff, "USUAL", (0.1, 10.0))
 
     @with_relay(*[closing(1012)] * 3, stay)
     async def test(running: Linked) -> None:

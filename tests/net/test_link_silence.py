@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -26,7 +27,7 @@ def test_an_idle_connection_is_kept_by_pings() -> None:
             assert opcode == PING
             relay.send(PONG, payload)
         assert running.link.ready
-        assert (await running.lost())["reason"] == "the relay does not answer any more"
+        assert (await running.lost())["reason"].startswith("the relay does not answer any more")
 
     with_raw_relay(test, keepalive=0.1)
 
@@ -36,7 +37,7 @@ def test_a_relay_that_falls_silent_while_we_send() -> None:
 
     async def test(running: Linked, relay: RawRelay) -> None:
         running.link.send_frame(b"\x10" + bytes(40))
-        assert (await running.lost())["reason"] == "the relay does not answer any more"
+        assert (await running.lost())["reason"].startswith("the relay does not answer any more")
 
     with_raw_relay(test)
 
@@ -83,7 +84,7 @@ def test_a_full_socket_and_then_silence() -> None:
         relay.send(BINARY, b"\x10" + bytes(40))
         await until(lambda: running.engine.frames)
         assert running.engine.paused
-        assert (await running.lost())["reason"] == "the relay does not answer any more"
+        assert (await running.lost())["reason"].startswith("the relay does not answer any more")
         assert not running.engine.paused
 
     with_raw_relay(test)
@@ -96,6 +97,7 @@ def test_a_slow_uplink_is_not_a_dead_one(known: bool, monkeypatch: pytest.Monkey
         monkeypatch.setattr(WebSocket, "delivered", lambda ws: None)
     elif not hasattr(socket, "TCP_INFO"):
         pytest.skip("this system does not tell what was acknowledged")
+    monkeypatch.setattr(link_module, "SendBuffer", MagicMock())  # megabytes must wait before the ping
 
     async def test(running: Linked, relay: RawRelay) -> None:
         await fill(running)
@@ -106,7 +108,7 @@ def test_a_slow_uplink_is_not_a_dead_one(known: bool, monkeypatch: pytest.Monkey
                 await relay.peer.reader.readexactly(20_000)
                 await asyncio.sleep(0.02)
         assert bool(running.engine.happened("relay_lost")) is not known
-        assert (await running.lost())["reason"] == "the relay does not answer any more"
+        assert (await running.lost())["reason"].startswith("the relay does not answer any more")
 
     with_raw_relay(test)
 

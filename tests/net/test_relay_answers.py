@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from shadowmesh.relay.connection import Connection
+from shadowmesh.relay.keys import Keys
+from shadowmesh.relay.server import JOINS_PER_TURN
 from shadowmesh.relay.timing import Timing
 from shadowmesh.testing.light_client import LightClient, join_message
 from shadowmesh.testing.relay_client import address, frame
@@ -27,13 +30,9 @@ def crowded(relay: TestRelay) -> None:
     relay.server.admission.max_unjoined = 0
 
 
-def draining(relay: TestRelay) -> None:
-    relay.server.draining = True
-
-
 def one_source(relay: TestRelay) -> None:
     for _ in range(16):
-        relay.server.admission.open("127.0.0.1")
+        relay.server.admission.open(Connection(relay.server, ("127.0.0.1", 0), "127.0.0.1", "x"))
 
 
 def broken(relay: TestRelay) -> None:
@@ -55,11 +54,11 @@ def broken(relay: TestRelay) -> None:
         (GOOD, broken, 500, "internal error"),
         (GOOD, crowded, 503, "too many connections have not joined yet"),
         (GOOD, full, 503, "the relay is full"),
-        (GOOD, draining, 503, "the relay restarts"),
     ],
 )
 def test_http(request_: str, prepare: Callable[[TestRelay], None] | None, status: int, words: str) -> None:
-    @with_relay(allowed_origins=["https://app.example.com"])
+    # As a trusted proxy that names no client, this host is one source.
+    @with_relay(allowed_origins=["https://app.example.com"], trusted_proxies=["127.0.0.1"])
     async def scenario(relay: TestRelay) -> None:
         asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
         admission = relay.server.admission
@@ -72,7 +71,7 @@ def test_http(request_: str, prepare: Callable[[TestRelay], None] | None, status
         assert ("Retry-After: 5" in head) == (status in (429, 503))
         assert status == 101 or words in (await peer.reader.read(1000)).decode()
         await peer.close()
-        relay.server.admission, relay.server.draining = admission, False
+        relay.server.admission = admission
 
     scenario()
 
@@ -140,6 +139,48 @@ def test_close_codes_of_a_joined_client(act: Act, code: int, words: str) -> None
         await relay.until(lambda: relay.counters.closes[code] == 1, "counting it")
 
     scenario()
+
+
+@pytest.mark.parametrize("how", ["replaced", "drained", "withdrawn"])
+def test_a_close_is_counted_by_the_code_that_was_sent(how: str) -> None:
+    """The first one: whatever ends the connection before its WebSocket is gone sends no other."""
+
+    @with_relay()
+    async def scenario(relay: TestRelay) -> None:
+        client = await LightClient.join(relay.port, "a")
+        client.peer.send(websocket_frame(TEXT, b"\xff"))
+        assert (await client.closed())[0] == 1007
+        assert len(relay.server.connections) == 1
+        if how == "replaced":
+            await (await LightClient.join(relay.port, "a")).peer.close()
+        elif how == "drained":
+            await relay.server.drain(flush=0)
+        else:
+            await relay.server.use_keys(Keys())
+        await client.peer.close()
+        await relay.until(lambda: not relay.server.connections, "the end")
+        assert relay.counters.closes == {1007: 1}
+        assert (relay.server.admission.joined, relay.server.admission.unjoined) == (0, 0)
+
+    scenario()
+
+
+@with_relay()
+async def test_a_join_of_who_is_closed_meanwhile_comes_to_nothing(relay: TestRelay) -> None:
+    """It waited for its turn to be verified; now it must not replace its device's good connection."""
+    first = await LightClient.join(relay.port, "a")
+    relay.server._verified = JOINS_PER_TURN
+    peer = await RawPeer.upgraded(relay.port, "/relay?peer_id=x")
+    _, challenge = await peer.frame()
+    join = json.dumps(join_message(challenge, "a")).encode()
+    peer.send(websocket_frame(TEXT, join) + websocket_frame(BINARY, b"x", rsv=4))
+    assert await peer.close_code() == 1002
+    relay.server._join_more()
+    first.send("a", b"")
+    assert (await first.peer.frame())[0] == TEXT, "it is still there"
+    assert relay.counters.joins == 1
+    await first.peer.close()
+    await peer.close()
 
 
 @pytest.mark.parametrize(

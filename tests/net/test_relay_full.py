@@ -81,7 +81,7 @@ async def test_the_place_may_be_taken_while_a_client_joins(relay: TestRelay) -> 
         assert relay.server.admission.joined == 1
 
 
-@with_relay(max_connections=1)
+@with_relay(max_connections=1, trusted_proxies=["127.0.0.1"])
 async def test_the_hint_passes_no_other_bound(relay: TestRelay) -> None:
     async with relay.client() as first:
         await first.join(A)
@@ -113,6 +113,12 @@ class Listener:
         pass
 
     def refused(self, addresses: set[bytes]) -> None:
+        pass
+
+    def lost(self) -> None:
+        pass
+
+    def draining(self) -> None:
         pass
 
 

@@ -107,7 +107,7 @@ async def test_other_paths_are_not_found_and_plain_http_is_told_to_upgrade(relay
     await writer.wait_closed()
 
 
-@with_relay()
+@with_relay(trusted_proxies=["127.0.0.1"])
 async def test_sixteen_unjoined_connections_per_source(relay: TestRelay) -> None:
     clients = [relay.client() for _ in range(16)]
     for client in clients:
@@ -122,6 +122,19 @@ async def test_sixteen_unjoined_connections_per_source(relay: TestRelay) -> None
     for client in clients:
         await client.__aexit__(None, None, None)
     assert relay.counters.refused["too_many_from_source"] == 1
+
+
+@with_relay()
+async def test_a_proxy_on_this_host_that_nobody_told_of_is_no_source(relay: TestRelay) -> None:
+    """Twenty clients behind it that do not join keep no other one out."""
+    clients = [relay.client() for _ in range(20)]
+    for client in clients:
+        await client.__aenter__()
+    async with relay.client() as another:
+        await another.join(A)
+    for client in clients:
+        await client.__aexit__(None, None, None)
+    assert relay.counters.refused["too_many_from_source"] == 0
 
 
 @with_relay()

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import asyncio
 from asyncio import BaseEventLoop
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from hashlib import sha256
 from typing import Any
 
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
+from shadowmesh.apikey import key_text
 from shadowmesh.net.server import Request
 from shadowmesh.relay import server as server_module
 from shadowmesh.relay.connection import Connection
-from shadowmesh.relay.keys import Keys
+from shadowmesh.relay.keys import Key, Keys, Previous
 from shadowmesh.relay.server import JOINS_PER_TURN
 from shadowmesh.relay.sources import FAILURES
 from shadowmesh.relay.timing import Timing
@@ -25,6 +29,12 @@ from shadowmesh.testing.relay_server import TestRelay, with_relay
 A, B, C, D = (address(name) for name in "abcd")
 PROXY = "127.0.0.2"
 HERE, THERE = "203.0.113.7", "203.0.113.8"
+GOOD, BAD, OTHER = (key_text(name * 8, name.encode() * 32) for name in "abc")
+
+
+def stored(text: str) -> Key:
+    """An API key as the relay knows it."""
+    return Key(text[4:12], text[4:12], sha256(text.encode()).digest(), created=0)
 
 
 def limited(**limits: int) -> Callable[[Callable[[TestRelay], Awaitable[None]]], Callable[[], None]]:
@@ -207,13 +217,97 @@ async def test_what_counts_as_a_failed_join(relay: TestRelay) -> None:
 
 @limited()
 async def test_a_request_without_a_good_key_counts_as_a_failed_join(relay: TestRelay) -> None:
-    relay.server.use_keys(Keys())
+    await relay.server.use_keys(Keys())
     for _ in range(FAILURES):
         with pytest.raises(InvalidStatus) as refused:
             await of(relay, HERE).__aenter__()
         assert refused.value.response.status_code == 401
-    relay.server.use_keys(None)
+    await relay.server.use_keys(None)
     assert (await refusal(relay, HERE))[:2] == (429, "too many failed joins from this source")
+
+
+async def answered(relay: TestRelay, source: str, key: str = "", **more: Any) -> int:
+    """The status that a client with that address, and this API key, gets."""
+    authorization = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        async with of(relay, source, **authorization | more):
+            return 101
+    except InvalidStatus as refused:
+        return refused.response.status_code
+
+
+@limited()
+async def test_who_is_barred_learns_of_no_key_whether_it_is_good(relay: TestRelay) -> None:
+    await relay.server.use_keys(Keys([stored(GOOD)]))
+    for _ in range(FAILURES):
+        assert await answered(relay, HERE, BAD) == 401
+    for tried in (BAD, GOOD, "", "nonsense"):
+        assert await answered(relay, HERE, tried) == 429
+    assert await answered(relay, HERE, GOOD, Origin="https://evil.example") == 429
+    assert await answered(relay, THERE, GOOD) == 101
+    known = relay.server.sources._known[HERE]
+    assert not known.failures, "what is tried while barred does not count"
+    assert known.penalty == 60.0
+
+
+@limited()
+async def test_an_operator_s_own_revocation_bars_nobody(relay: TestRelay) -> None:
+    """A key of an office behind one address: its other devices have other keys, or none to fear."""
+    changes: list[dict[str, Any]] = [
+        {"revoked": 1},
+        {"expires": 1},
+        {"digest": bytes(32), "previous": Previous(stored(GOOD).digest, 1)},
+    ]
+    for change in changes:
+        await relay.server.use_keys(Keys([replace(stored(GOOD), **change), stored(OTHER)]))
+        for _ in range(2 * FAILURES):
+            assert await answered(relay, HERE, GOOD) == 401
+        assert await answered(relay, HERE, OTHER) == 101
+    assert relay.counters.refused["api_key"] == 6 * FAILURES
+    assert relay.counters.refused["penalty"] == 0
+
+
+@limited()
+async def test_all_hosts_of_an_ipv6_prefix_fail_together(relay: TestRelay) -> None:
+    for number in range(FAILURES):
+        await fails(relay, f"2001:db8:1:2::{number:x}")
+    assert await answered(relay, "2001:db8:1:2:ffff::") == 429
+    assert await answered(relay, "2001:db8:1:3::1") == 101
+
+
+@limited(connects_per_second=1)
+async def test_whatever_is_refused_to_a_client_of_a_proxy_counts_as_a_connection(relay: TestRelay) -> None:
+    await relay.server.use_keys(Keys([stored(GOOD)]))
+    here = {"X-Real-IP": HERE, "Host": "relay"}
+    good = {**here, "Upgrade": "websocket", "Connection": "Upgrade", "Sec-WebSocket-Version": "13"}
+    good |= {"Sec-WebSocket-Key": "A" * 22 + "=="}
+
+    async def status(path: str, headers: dict[str, str]) -> int:
+        reader, writer = await asyncio.open_connection("127.0.0.1", relay.port, local_addr=(PROXY, 0))
+        head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        writer.write(f"GET {path} HTTP/1.1\r\n{head}\r\n".encode())
+        line = await reader.readline()
+        writer.close()
+        return int(line.split()[1])
+
+    path = "/relay?peer_id=x"
+    bad = [
+        (path, {"X-Real-IP": HERE}, 400),
+        (path, here, 426),
+        (path, good | {"Sec-WebSocket-Key": "x"}, 400),
+        ("/", good, 404),
+        ("/relay", good, 400),
+        (path, good, 401),
+        (path, good | {"Authorization": f"Bearer {BAD}"}, 401),
+        (path, good | {"Authorization": f"Bearer {GOOD}", "Origin": "https://evil.example"}, 101),
+        (path, good | {"Authorization": f"Bearer {GOOD}"}, 101),
+        ("/", good, 404),
+    ]
+    assert [await status(path, headers) for path, headers, _ in bad] == [each[2] for each in bad]
+    for where, headers, _ in bad:
+        assert await status(where, headers) == 429
+    assert relay.counters.refused["connect_rate"] == len(bad)
+    assert await answered(relay, THERE, GOOD) == 101
 
 
 @with_relay()

@@ -82,13 +82,16 @@ def test_a_reload_begins_and_ends_whether_the_file_is_good_or_not(
 ) -> None:
     with RelayProgram(tmp_path, environment={"NOTIFY_SOCKET": systemd.name}) as relay:
         systemd.expect("READY=1")
-        for text in (relay.config.read_text(), "relay_port: nonsense\n"):
+        good, bad = relay.config.read_text(), "relay_port: nonsense\n"
+        for text, refused in ((good, False), (bad, True), (good, False)):
             relay.config.write_text(text)
             before = time.monotonic_ns() // 1000
             relay.signal(signal.SIGHUP)
             reloading = systemd.expect("RELOADING=1\nMONOTONIC_USEC=")
             assert before <= int(reloading.rpartition("=")[2]) <= time.monotonic_ns() // 1000
-            systemd.expect("READY=1\nSTATUS=Serving")
+            told = systemd.expect("READY=1\nSTATUS=Serving")
+            assert told.endswith("%); the last reload was refused, see the log") == refused
+            assert told.endswith("%)") != refused
 
 
 def test_the_end_is_announced_and_the_watchdog_fed_until_it_comes(

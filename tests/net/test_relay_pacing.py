@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable
+from contextlib import AsyncExitStack
+from math import inf
 from pathlib import Path
 from ssl import create_default_context
 from time import monotonic
@@ -13,12 +16,12 @@ import pytest
 from structlog.testing import capture_logs
 
 from shadowmesh.net import READ_PER_TURN
-from shadowmesh.net.loop import _new_loop
+from shadowmesh.net.loop import new_loop
 from shadowmesh.net.tls import Certificate
 from shadowmesh.relay.connection import Connection, Draining
 from shadowmesh.relay.keys import Grant
 from shadowmesh.relay.kinds import Logged, Paced, PacedLogged
-from shadowmesh.relay.pacing import LEAST_BURST
+from shadowmesh.relay.pacing import LEAST_BURST, receive_buffer
 from shadowmesh.relay.timing import Timing
 from shadowmesh.testing.certificates import make_certificate
 from shadowmesh.testing.relay_client import RelayClient, address, frame
@@ -31,6 +34,7 @@ SIZE = 10_000
 FREE = 50  # frames of that size that may come at once
 SLOW = 20_000
 MORE = 60
+ONE_READ = READ_PER_TURN + 65 * 1024
 LEAST = (MORE * SIZE - 2 * READ_PER_TURN) / RATE  # seconds that these take besides, but for the last read
 PAUSE = LEAST_BURST + SLOW // 2  # bytes that make half a second's pause at that rate
 
@@ -74,7 +78,7 @@ async def pass_on(sender: RelayClient, receiver: RelayClient, frames: int, to: b
 
 
 @pytest.mark.parametrize("secure", [False, True])
-@pytest.mark.parametrize("new_loop", [None, _new_loop])
+@pytest.mark.parametrize("new_loop", [None, new_loop])
 def test_a_device_beyond_its_rate(secure: bool, new_loop: Callable[[], Any] | None, tmp_path: Path) -> None:
     """It gets all through, in its time; the others do not notice."""
     paths = make_certificate(tmp_path, ["127.0.0.1"])
@@ -214,15 +218,101 @@ async def test_a_paused_holder_keeps_its_address(relay: TestRelay) -> None:
 
 @with_relay(limits=device())
 async def test_nobody_leaves_its_debt_behind(relay: TestRelay) -> None:
-    async with relay.client() as a, relay.client() as b, relay.client() as again:
+    """Who comes back in debt is not read from at all, not even with what is right behind its join."""
+    async with relay.client() as b:
         await b.join(B, device="b")
+        async with relay.client() as a:
+            await a.join(A, device="a")
+            await pause(relay, a, LEAST_BURST + 5 * SLOW)
+        begin, before = monotonic(), relay.counters.bytes_in
+        for _ in range(10):
+            client = relay.client()
+            await client.__aenter__()
+            await client.join(A, device="a")
+            assert is_paused(connection_of(relay, A))
+            await client.send(frame(B, A, bytes(60_000)))
+            client.ws.transport.abort()
+        assert monotonic() - begin < 4, "all within the debt"
+        assert relay.counters.bytes_in == before
+
+
+@with_relay(limits=device())
+async def test_what_is_sent_right_behind_a_join_is_not_read(relay: TestRelay) -> None:
+    async with relay.client() as a, relay.client() as again:
         await a.join(A, device="a")
-        await pause(relay, a, LEAST_BURST + 2 * SLOW)
-        await again.join(A, device="a")
-        assert (await a.closed())[0] == 4004
-        await again.send(frame(B, A, b"a little"))
-        await relay.until(lambda: is_paused(connection_of(relay, A)), "a pause")
-        again.ws.transport.abort()
+        await pause_own(relay, a)
+        before = relay.counters.bytes_in
+        tcp = again.ws.transport
+        corked, write = bytearray(), tcp.write
+        tcp.write = corked.extend  # type: ignore[method-assign, assignment]
+        await again.send_join(again.claims([A], device="a"), device="a")
+        await again.send(frame(B, A, bytes(5000)))
+        tcp.write = write  # type: ignore[method-assign]
+        tcp.write(bytes(corked))
+        assert await again.closed() == (4003, "nothing may follow a join unanswered")
+        assert relay.counters.bytes_in == before
+        a.ws.transport.abort()
+
+
+async def pause_own(relay: TestRelay, client: RelayClient) -> None:
+    """Let A send itself, which costs as much, until it is not read from any more."""
+    await client.send(frame(A, A, bytes(120_000)))
+    await client.send(frame(A, A, bytes(100_000)))
+    await relay.until(lambda: is_paused(connection_of(relay, A)), "a pause")
+
+
+@with_relay(limits={"network_bytes_per_second": 100_000})
+async def test_a_crowd_gets_no_more_than_its_network(relay: TestRelay) -> None:
+    """However many they are; and those of another network get what is theirs."""
+    async with AsyncExitStack() as stack:
+        crowd = [await stack.enter_async_context(relay.client()) for _ in range(20)]
+        for number, client in enumerate(crowd):
+            await client.join(address(str(number)), device=str(number))
+
+        async def flood(number: int) -> None:
+            while True:
+                await crowd[number].send(frame(B, address(str(number)), bytes(SIZE)))
+
+        floods = [asyncio.create_task(flood(number)) for number in range(len(crowd))]
+        await relay.until(lambda: sum(map(is_paused, relay.server.connections)) == 20, "a pause of all")
+        begin, before = monotonic(), relay.counters.bytes_in
+        assert before <= LEAST_BURST + 20 * ONE_READ + 100_000
+        debt = connection_of(relay, address("0"))._pacing
+        assert debt is not None
+        left = debt.paces[0].debt(begin)
+        await asyncio.sleep(2)
+        assert relay.counters.bytes_in - before <= max(0.0, monotonic() - begin - left) * 100_000 + ONE_READ
+        for task in floods:
+            task.cancel()
+        for client in crowd:
+            client.ws.transport.abort()
+
+
+@with_relay(limits=device(RATE))
+async def test_the_kernel_keeps_a_second_of_it(relay: TestRelay) -> None:
+    async with relay.client() as a:
+        await a.join(A, device="a")
+        connection = connection_of(relay, A)
+
+        def size() -> int:
+            return connection.tcp_socket().getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+
+        assert size() == 2 * receive_buffer(RATE)
+        relay.reconfigure(limits=device(SLOW))
+        assert size() == LEAST_BURST
+        relay.reconfigure(limits={})
+        assert size() == 2 * receive_buffer(inf)
+
+
+@with_relay(limits=device(RATE))
+async def test_a_device_is_one_of_its_network_only(relay: TestRelay) -> None:
+    """Neither do others of the network share its rate, nor the same device elsewhere."""
+    async with relay.client() as a, relay.client() as b, relay.client() as elsewhere:
+        await a.join(A, device="a")
+        await b.join(B, device="b")
+        await elsewhere.join(A, network="another", device="a")
+        paces = {c._pacing.paces[0] for c in relay.server.connections if c._pacing is not None}
+        assert len(paces) == 3
 
 
 @pytest.mark.parametrize("end", ["replaced", "drained", "lost"])

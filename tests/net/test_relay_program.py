@@ -93,7 +93,8 @@ def test_all_configuration_errors_at_once_with_status_2(tmp_path: Path) -> None:
     result = run("-config", str(config))
     assert result.returncode == 2
     assert f"{config}:1:" in result.stderr
-    assert f"{config}:2:" in result.stderr
+    assert f"[error] {config}:2:" in result.stderr
+    assert "[error] relay cannot start [relay] problems=2" in result.stderr.splitlines()[-1]
     assert "Traceback" not in result.stderr
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import socket
 import ssl
@@ -15,7 +16,7 @@ import pytest
 
 from shadowmesh.testing.certificates import make_certificate
 from shadowmesh.testing.program import wait_for
-from shadowmesh.testing.relay_client import RelayClient, address, frame
+from shadowmesh.testing.relay_client import RelayClient, address, frame, numbered_frames
 from shadowmesh.testing.relay_program import RelayProgram, free_ports
 
 
@@ -27,29 +28,12 @@ def relay(tmp_path: Path) -> Iterator[RelayProgram]:
 
 def test_reloads_under_traffic_lose_no_frame(relay: RelayProgram) -> None:
     async def scenario() -> None:
-        async with RelayClient(relay.url) as a, RelayClient(relay.url) as b:
-            await a.join(address("a"), device="a")
-            await b.join(address("b"), device="b")
-            sent, going = 0, True
-
-            async def talk() -> None:
-                nonlocal sent
-                while going:
-                    await a.send(frame(address("b"), address("a"), sent.to_bytes(4)))
-                    sent += 1
-                    await asyncio.sleep(0.001)
-
-            talking = asyncio.create_task(talk())
+        async with numbered_frames(relay.url):
             for limit in range(101, 106):
                 relay.configure({"max_connections": limit, "queue_size": limit, "write_buffer_size": limit})
                 said = await asyncio.to_thread(relay.hang_up)
                 assert "changed='queue_size" in said or "changed='max_connections" in said
                 assert relay.get("/status").json()["max_connections"] == limit
-            going = False
-            await talking
-            received = [int.from_bytes((await b.next_data())[33:]) for _ in range(sent)]
-            assert sent > 20
-            assert received == list(range(sent))
             assert "client left" not in relay.text()
 
     asyncio.run(scenario())
@@ -88,6 +72,14 @@ def test_what_needs_a_restart_is_refused_key_by_key_and_the_rest_applies(relay: 
     assert "changed=nothing" in said
 
 
+def test_warnings_are_about_what_is_in_force(relay: RelayProgram) -> None:
+    """A relay that stays open to everybody until it is restarted goes on being called so."""
+    relay.configure({"bind_address": "127.0.0.1"})
+    said = relay.hang_up()
+    assert "needs a restart: bind_address (every address) -> 127.0.0.1" in said
+    assert re.search(r'\[warning\] \S+: auth\.mode: is not in the file; its default "open" lets', said)
+
+
 def test_built_in_values_are_said_and_a_file_that_appears_is_read(tmp_path: Path) -> None:
     file = tmp_path / "default.yaml"
     ports = dict(zip(("relay_port", "health_port", "metrics_port"), free_ports(3), strict=True))
@@ -102,8 +94,11 @@ del sys.argv[1:]
 """
     with RelayProgram(tmp_path, before=before) as relay:
         assert "config='built-in defaults'" in relay.ready().text()
-        said = relay.hang_up()
-        assert f"no -config given and no {file}: running with the deployment guide's values" in said
+        at_start, said = relay.text(), relay.hang_up()
+        for text in (at_start, said):
+            assert f"no -config given and no {file}: running with the deployment guide's values" in text
+            assert '[warning] built-in defaults: auth.mode: "open" lets whoever reaches this relay' in text
+            assert '[warning] built-in defaults: allowed_origins: "*" lets any web page connect' in text
         assert "configuration reloaded [relay] changed=nothing config='built-in defaults'" in said
         file.write_text(json.dumps({**ports, "max_connections": 7}))
         said = relay.hang_up()
@@ -126,6 +121,8 @@ def test_level_and_format_of_the_log(relay: RelayProgram) -> None:
 
     assert len(lines_of_a_visit()) == 2
     relay.configure({"log_level": "error"})
+    assert "configuration reloaded [relay] changed=log_level" in relay.hang_up()
+    wait_for(lambda: not lines_of_a_visit(), "silence")
     before = len(relay.text())
     relay.signal(signal.SIGHUP)
     wait_for(lambda: not lines_of_a_visit(), "silence")

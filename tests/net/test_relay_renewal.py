@@ -13,7 +13,7 @@ import pytest
 
 from shadowmesh.testing.certificates import make_certificate
 from shadowmesh.testing.program import wait_for
-from shadowmesh.testing.relay_client import RelayClient, address, frame
+from shadowmesh.testing.relay_client import RelayClient, numbered_frames
 from shadowmesh.testing.relay_program import RelayProgram
 
 LOOK = 0.05
@@ -61,26 +61,9 @@ def renewing(tmp_path: Path) -> Iterator[Renewing]:
 
 def test_a_renewal_under_traffic(renewing: Renewing) -> None:
     async def scenario() -> None:
-        url, trust = renewing.url, renewing.trust
-        async with RelayClient(url, ssl=trust) as a, RelayClient(url, ssl=trust) as b:
-            await a.join(address("a"), device="a")
-            await b.join(address("b"), device="b")
-            sent, going = 0, True
-
-            async def talk() -> None:
-                nonlocal sent
-                while going:
-                    await a.send(frame(address("b"), address("a"), sent.to_bytes(4)))
-                    sent += 1
-                    await asyncio.sleep(0.001)
-
-            talking = asyncio.create_task(talk())
+        async with numbered_frames(renewing.url, ssl=renewing.trust):
             for _ in range(3):
                 await renewing.until_shown(renewing.renew())
-            going = False
-            await talking
-            assert sent
-            assert [int.from_bytes((await b.next_data())[33:]) for _ in range(sent)] == list(range(sent))
 
     asyncio.run(scenario())
     day = r"\d{4}-\d\d-\d\d"
@@ -88,12 +71,26 @@ def test_a_renewal_under_traffic(renewing: Renewing) -> None:
     assert re.search(rf" tls=on certificate_valid_until={day} ", renewing.relay.text())
 
 
+def test_a_reload_says_that_it_takes_a_new_certificate(tmp_path: Path) -> None:
+    renewing = Renewing(tmp_path)  # which looks for a new one by itself every ten seconds
+    with renewing.relay.ready() as relay:
+        assert "certificate renewed" not in relay.hang_up()
+        new = renewing.renew()
+        said = relay.hang_up()
+        assert re.search(r"\[info\] certificate renewed \[relay\] valid_until=\S+\n", said)
+        assert "configuration reloaded [relay] changed=nothing" in said
+        assert asyncio.run(renewing.shown()) == new
+        assert "certificate renewed" not in relay.hang_up()
+
+
 @pytest.mark.parametrize("broken", ["cert.pem", "key.pem"])
 def test_a_broken_renewal_is_said_once_and_the_old_certificate_stays(renewing: Renewing, broken: str) -> None:
     relay, words = renewing.relay, "certificate not renewed, the one in use stays"
     old = asyncio.run(renewing.shown())
     for times in (1, 2):
-        (renewing.directory / broken).write_text("nonsense" * times)
+        other = renewing.directory / "other.pem"
+        other.write_text("nonsense" * times)
+        other.replace(renewing.directory / broken)  # at once: an empty file would be another mistake
         wait_for(lambda times=times: relay.text().count(words) == times, "error line")  # type: ignore[misc]
         time.sleep(5 * LOOK)
         assert relay.text().count(words) == times

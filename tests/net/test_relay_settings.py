@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -158,19 +157,36 @@ async def test_a_lower_max_connections_drops_nobody(relay: TestRelay) -> None:
             await c.join(C, device="c")
 
 
-@pytest.mark.parametrize("settings", [{"allowed_networks": ["11" * 32]}, {"public_names": ["relay.example"]}])
-def test_who_may_join_changes_for_joins_to_come(settings: dict[str, Any]) -> None:
-    @with_relay()
-    async def scenario(relay: TestRelay) -> None:
-        async with relay.client() as a, relay.client() as late:
-            await a.join(A, device="a")
-            relay.reconfigure(**settings)
-            await late.send_join(late.claims([B], device="b"), device="b")
-            assert (await late.closed())[0] == 4001
-            await a.send(frame(A, A))
-            await a.next_control("problem")
+@with_relay()
+async def test_names_change_for_joins_to_come(relay: TestRelay) -> None:
+    async with relay.client() as a, relay.client() as late:
+        await a.join(A, device="a")
+        relay.reconfigure(public_names=["relay.example"])
+        await late.send_join(late.claims([B], device="b"), device="b")
+        assert (await late.closed())[0] == 4001
+        await a.send(frame(A, A))
+        await a.next_control("problem")
 
-    scenario()
+
+@with_relay()
+async def test_members_of_a_network_that_is_taken_out_have_to_go(relay: TestRelay) -> None:
+    async with relay.client() as a, relay.client() as b, relay.client() as other, relay.client() as late:
+        await a.join(A, device="a")
+        await b.join(B, device="b")
+        await other.join(A, network="another")
+        assert (
+            relay.reconfigure(allowed_networks=[public(key(name)).hex() for name in ("network", "another")])
+            == 0
+        )
+        assert relay.reconfigure(allowed_networks=[public(key("another")).hex()]) == 2
+        for client in (a, b):
+            assert await client.closed() == (4005, "this relay serves this network no more")
+        await late.send_join(late.claims([B], device="b"), device="b")
+        assert (await late.closed())[0] == 4001
+        await other.send(frame(A, A))
+        await other.next_control("problem")
+        assert relay.server.admission.joined == 1
+        assert relay.counters.closes == {4005: 2, 4001: 1}
 
 
 @with_relay(region="one", server_name="first", connection_timeout=300)

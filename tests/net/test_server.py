@@ -8,6 +8,7 @@ import os
 import resource
 import socket
 import struct
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -18,13 +19,21 @@ from shadowmesh.net import websocket
 from shadowmesh.net.client import connect
 from shadowmesh.net.server import Reject, Request, serve
 from shadowmesh.net.websocket import WebSocket
-from shadowmesh.testing.websocket import BINARY, UPGRADE, RawPeer, Recorder, drive, frame, serving, until
+from shadowmesh.testing.websocket import (
+    BINARY,
+    UPGRADE,
+    Drive,
+    Lines,
+    RawPeer,
+    Recorder,
+    accept_all,
+    drive,
+    frame,
+    serving,
+    until,
+)
 
 Upgrade = Callable[[Request], WebSocket | Reject]
-
-
-def accept_all(request: Request) -> WebSocket:
-    return Recorder()
 
 
 def answer(request: str, upgrade: Upgrade = accept_all, *, errors: int = 0) -> str:
@@ -91,6 +100,8 @@ def test_request_as_the_handler_sees_it() -> None:
     ("request_text", "status", "header"),
     [
         ("GET / HTTP/1.1\r\nHost: relay\r\n\r\n", 426, "Upgrade: websocket"),
+        (upgrade_request(Host=None), 400, ""),
+        (upgrade_request(Host="relay\r\nhost: other"), 400, ""),
         (upgrade_request(Upgrade=None), 426, "Upgrade: websocket"),
         (upgrade_request(Upgrade="h2c"), 426, "Upgrade: websocket"),
         (upgrade_request(Connection="close"), 426, "Upgrade: websocket"),
@@ -148,7 +159,7 @@ def test_bug_in_the_upgrade_handler() -> None:
     assert "secret" not in text
 
 
-def test_upgrade_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_upgrade_deadline(monkeypatch: pytest.MonkeyPatch, run: Drive) -> None:
     monkeypatch.setattr(server_module, "UPGRADE_SECONDS", 0.05)
 
     async def main() -> None:
@@ -160,10 +171,10 @@ def test_upgrade_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
             await silent.close()
             await slow.close()
 
-    drive(main)
+    run(main)
 
 
-def test_too_long_request_does_not_live_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_long_request_does_not_live_on(monkeypatch: pytest.MonkeyPatch, run: Drive) -> None:
     monkeypatch.setattr(websocket, "CLOSE_SECONDS", 0.1)
 
     async def main() -> None:
@@ -174,10 +185,10 @@ def test_too_long_request_does_not_live_on(monkeypatch: pytest.MonkeyPatch) -> N
             await until(lambda: not server._alive)
             await peer.close()
 
-    drive(main)
+    run(main)
 
 
-def test_connections_without_a_request_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_without_a_request_are_bounded(monkeypatch: pytest.MonkeyPatch, run: Drive) -> None:
     monkeypatch.setattr(server_module, "MAX_PENDING", 3)
 
     async def main() -> None:
@@ -193,10 +204,12 @@ def test_connections_without_a_request_are_bounded(monkeypatch: pytest.MonkeyPat
             for peer in (joined, *peers):
                 await peer.close()
 
-    drive(main)
+    run(main)
 
 
-def test_connections_without_a_request_are_bounded_per_source(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_without_a_request_are_bounded_per_source(
+    monkeypatch: pytest.MonkeyPatch, run: Drive
+) -> None:
     monkeypatch.setattr(server_module, "MAX_PENDING_PER_SOURCE", 2)
 
     async def main() -> None:
@@ -219,7 +232,7 @@ def test_connections_without_a_request_are_bounded_per_source(monkeypatch: pytes
                 await peer.close()
             await until(lambda: not server._pending_from)
 
-    drive(main)
+    run(main)
 
 
 def test_who_is_not_admitted_is_closed_at_once_and_nobody_else() -> None:
@@ -255,15 +268,19 @@ def test_what_counts_as_one_source_before_the_request(monkeypatch: pytest.Monkey
     drive(main)
 
 
-def test_out_of_file_descriptors() -> None:
+def lowest_free() -> int:
+    number = os.dup(0)
+    os.close(number)
+    return number
+
+
+def test_out_of_file_descriptors(run: Drive) -> None:
     async def main() -> None:
         async with serving(accept_all) as server:
             client = socket.create_connection(("127.0.0.1", server.port))
             limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-            lowest_free = os.dup(0)
-            os.close(lowest_free)
             # The connection waits in the backlog; accepting it needs a descriptor that must not exist now.
-            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, limits[1]))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free(), limits[1]))
             try:
                 await asyncio.sleep(1.5 * server_module.ACCEPT_PAUSE)
             finally:
@@ -272,7 +289,44 @@ def test_out_of_file_descriptors() -> None:
             await until(lambda: server._alive == 1)
             client.close()
 
-    drive(main)
+    run(main)
+
+
+def test_file_descriptors_are_left_to_others(monkeypatch: pytest.MonkeyPatch, run: Drive) -> None:
+    """Below the bound a connection comes in; at it, it is closed at once, and one line a minute says so."""
+    log = Lines()
+
+    def bound_at(number: int) -> None:
+        monkeypatch.setattr(server_module, "_file_limit", lambda: (number, number + 32))
+
+    async def main() -> None:
+        async with serving(accept_all) as server:
+            server.log = log
+            for number in range(3):
+                client = socket.create_connection(("127.0.0.1", server.port))
+                bound_at(lowest_free())  # accept() will get it
+                server._file_bound = 0
+                await until(lambda: server.accept_errors == number + 1)  # noqa: B023
+                assert client.recv(1) == b""
+                client.close()
+            assert server.accepted == 0
+            event = "file descriptors run out, newcomers are refused; raise LimitNOFILE of the service"
+            assert [line[:2] for line in log.lines] == [("warning", event)]
+            assert log.lines[0][2]["allowed"] == log.lines[0][2]["open"] + 32
+            client = socket.create_connection(("127.0.0.1", server.port))
+            bound_at(lowest_free() + 1)
+            await until(lambda: server.accepted)
+            client.close()
+
+    run(main)
+
+
+@pytest.mark.parametrize(
+    ("soft", "bound"), [(65536, 65504), (128, 96), (80, 60), (resource.RLIM_INFINITY, sys.maxsize)]
+)
+def test_how_many_file_descriptors_are_left(monkeypatch: pytest.MonkeyPatch, soft: int, bound: int) -> None:
+    monkeypatch.setattr(server_module, "getrlimit", lambda what: (soft, soft))
+    assert server_module._file_limit()[0] == bound
 
 
 def test_port_taken() -> None:
@@ -336,7 +390,7 @@ def test_close_keeps_open_connections() -> None:
     drive(main)
 
 
-def test_loop_that_ends_with_connections_leaves_nothing_behind() -> None:
+def test_loop_that_ends_with_connections_leaves_nothing_behind(run: Drive) -> None:
     async def main() -> None:
         server = await serve("127.0.0.1", 0, accept_all, max_frame=131072)
         clients = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(3)]
@@ -346,4 +400,4 @@ def test_loop_that_ends_with_connections_leaves_nothing_behind() -> None:
             client.close()
         await server.wait_closed()
 
-    drive(main)
+    run(main)

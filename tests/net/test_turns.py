@@ -16,7 +16,7 @@ import pytest
 
 from shadowmesh.net import READ_PER_TURN
 from shadowmesh.net import server as server_module
-from shadowmesh.net.loop import _new_loop
+from shadowmesh.net.loop import new_loop
 from shadowmesh.net.server import HANDSHAKES_PER_TURN, STARTS_PER_TURN, Request
 from shadowmesh.net.tls import Certificate
 from shadowmesh.net.websocket import WebSocket
@@ -49,7 +49,7 @@ class Meter(Recorder):
         self.most, self._turn = max(self.most, self._turn), 0
 
 
-@pytest.mark.parametrize("new_loop", [None, _new_loop])
+@pytest.mark.parametrize("new_loop", [None, new_loop])
 @pytest.mark.parametrize("secure", [False, True])
 @pytest.mark.parametrize(("first", "read"), [(b"", BUSY_READ), (bytes(131_000), LARGE_READ)])
 def test_a_flood_is_read_in_parts(

@@ -24,6 +24,7 @@ KEYS = st.builds(
     expires=st.none() | TIMES,
     network=st.none() | DIGESTS,
     max_connections=st.integers(0, 2**53 - 1),
+    max_addresses=st.integers(0, 2**53 - 1),
     bytes_per_second=RATES,
     revoked=st.none() | TIMES,
     previous=st.none() | st.builds(Previous, DIGESTS, TIMES),

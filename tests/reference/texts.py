@@ -47,11 +47,18 @@ def no_constant(name: str) -> NoReturn:
     raise Refused(name)
 
 
+def in_range(digits: str) -> float:
+    need(abs(float(digits)) < float("inf"), digits)
+    return float(digits)
+
+
 def parse(data: bytes, most: int) -> dict[str, Any]:
     """Section 0: one strict object."""
     need(len(data) <= most, "too long")
     try:
-        value = json.loads(data.decode(), object_pairs_hook=unique, parse_constant=no_constant)
+        value = json.loads(
+            data.decode(), object_pairs_hook=unique, parse_constant=no_constant, parse_float=in_range
+        )
         deep = depth(value)
     except (ValueError, RecursionError) as error:
         raise Refused(str(error)) from None
@@ -208,6 +215,7 @@ PEER = {
     ),
     "probe": PROBE,
     "probe_ack": PROBE,
+    "conflict": fields({"ip": ip}),
     "bye": fields({}),
 }
 

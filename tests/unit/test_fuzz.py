@@ -17,8 +17,15 @@ from shadowmesh.mesh.mesh import Mesh
 from shadowmesh.net import server
 from shadowmesh.net.websocket import WebSocket
 from shadowmesh.relay.connection import Connection
+from shadowmesh.relay.gate import Gate
+from shadowmesh.relay.keys import Keys
+from shadowmesh.relay.pacing import Pace
+from shadowmesh.relay.router import GRACE, Member, Router
+from shadowmesh.relay.server import Server as RelayServer
+from shadowmesh.relay.sources import Sources
 from shadowmesh.wire import control as wire_control
 from shadowmesh.wire import offload as wire_offload
+from shadowmesh.wire.control import Gone
 
 ROOT = Path(__file__).parents[2]
 MUTANTS = 400
@@ -79,18 +86,47 @@ def test_the_corpus_is_what_the_vectors_give(name: str) -> None:
     assert all(len(data) <= import_module(f"fuzz.{name}").MAX_SIZE for data in there.values())
 
 
+def _leave_at_once(self: Router[Any], member: Member[Any], now: float) -> None:
+    """Without grace."""
+    LEAVE(self, member, now - GRACE)
+
+
+LEAVE = Router.leave
 BREAKS: list[tuple[Any, Any, str, Any]] = [
     (upgrade, server, "_refusal", lambda request: None),
+    (
+        upgrade,
+        Keys,
+        "admit",
+        lambda self, shown, now: self._grant("a" * 8, upgrade.DIGEST[upgrade.GOOD], now),
+    ),
+    (upgrade, Sources, "barred", lambda self, source, now: 0.0),
+    (upgrade, Sources, "failed", lambda self, source, now: None),
+    (upgrade, Sources, "is_full", lambda self, source: False),
+    (upgrade, RelayServer, "refuses", lambda self, request: None),
     (websocket, WebSocket, "_on_control", lambda self, kind, payload: None),
     (control, wire_control, "_unique", lambda pairs: dict(pairs)),
-    (frame, Connection, "_absent", lambda self, destination, *rest: self.deliver(destination, 0.0)),
+    (
+        frame,
+        Connection,
+        "_absent",
+        lambda self, destination, *rest: self.deliver(destination, 0.0, self.member),
+    ),
+    (frame, Connection, "_drop", lambda self, reason: self._tell(Gone(bytes(16), "not_here"))),
+    (frame, Router, "_give_up", lambda self, outcome, entry, now: True),
+    (frame, Router, "_give_up", lambda self, outcome, entry, now: entry.member is None),
+    (frame, Router, "leave", _leave_at_once),
+    (frame, RelayServer, "_settle", lambda self, outcome, before: None),
+    (frame, Gate, "most_addresses", lambda self, connection, old=None: 64),
+    (frame, Gate, "renew", lambda self, connection: None),
+    (frame, Pace, "debt", lambda self, now: 1 / 0),
     (message, Mesh, "_accept", lambda self, session, key: True),
     (offload, wire_offload, "MAX_SEGMENTS", 1000),
 ]
 
 
 @pytest.mark.parametrize(
-    ("target", "owner", "name", "wrong"), BREAKS, ids=[each[0].__name__ for each in BREAKS]
+    ("target", "owner", "name", "wrong"), BREAKS, ids=[f"{each[0].__name__} {each[2]}" for each in BREAKS]
 )
 def test_a_target_finds_what_is_broken(
     target: Any, owner: Any, name: str, wrong: Any, monkeypatch: pytest.MonkeyPatch

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ import pytest
 
 from shadowmesh.crypto.session import Opener
 from shadowmesh.errors import ControlError, FrameError, MessageError, OffloadError, SealedError
-from shadowmesh.wire import control, frame, message, offload, record
+from shadowmesh.wire import frame, message, offload, record
+from vectors.ours import TYPES, decode, written
 
 HERE = Path(__file__).parent
 
@@ -26,18 +26,6 @@ def named(case: dict[str, Any]) -> str:
 
 RECORDS, OFFLOAD = load("records.json"), load("offload.json")
 CONTROL, INFO, FRAMES = load("control.json"), load("info.json"), load("frames.json")
-TYPES = {
-    control.Challenge: "challenge",
-    control.Join: "join",
-    control.Joined: "joined",
-    control.Addresses: "addresses",
-    control.AddressesResult: "addresses",
-    control.Gone: "gone",
-    control.Problem: "problem",
-    control.Drain: "drain",
-    record.Info: "info",
-    record.Bye: "bye",
-}
 
 
 def text(case: dict[str, Any]) -> bytes:
@@ -46,32 +34,9 @@ def text(case: dict[str, Any]) -> bytes:
     return data + b" " * int(case.get("spaces", 0))
 
 
-def plain(value: Any) -> Any:
-    """A decoded value as the files write it."""
-    if isinstance(value, bytes):
-        return value.hex()
-    if isinstance(value, dict):
-        return {key: plain(each) for key, each in value.items()}
-    return [plain(each) for each in value] if isinstance(value, list | tuple) else value
-
-
 def read(origin: str, data: bytes | str) -> Any:
     """What our decoder makes of a text."""
-    value: Any
-    match origin:
-        case "relay":
-            value = control.decode_from_relay(data)
-        case "client":
-            value = control.decode_from_client(data)
-        case "claims":
-            assert isinstance(data, bytes)
-            return plain(asdict(control.decode_claims(data)))
-        case "peer":
-            assert isinstance(data, bytes)
-            value = record.decode_json(data)
-            if isinstance(value, record.Probe):
-                return {"type": "probe_ack" if value.ack else "probe", "id": value.id}
-    return None if value is None else {"type": TYPES[type(value)], **plain(asdict(value))}
+    return written(decode(origin, data))
 
 
 @pytest.mark.parametrize("case", load("handshake.json")["cases"], ids=["infos", "info and packet"])

@@ -96,6 +96,8 @@ def bad_json(origin: str, good: str) -> list[Case]:
         case("NaN", origin, start + ',"x":NaN}'),
         case("Infinity", origin, start + ',"x":Infinity}'),
         case("-Infinity", origin, start + ',"x":[-Infinity]}'),
+        case("a number beyond the range of a double", origin, start + ',"x":1e999}'),
+        case("a number beyond the range of a double, deeper", origin, start + ',"x":[{"y":-1E400}]}'),
         case("nesting 9", origin, nested(good, 9)),
         case("nesting 1500", origin, nested(good, 1500)),
         case("invalid UTF-8", origin, start.encode() + b',"x":"\xff"}'),
@@ -263,6 +265,9 @@ def info_accepted() -> list[Case]:
         case("probe", "peer", {"type": "probe", "id": 7}),
         case("probe, the largest id", "peer", {"type": "probe", "id": 2**53 - 1}),
         case("probe_ack", "peer", {"type": "probe_ack", "id": 0}),
+        case("conflict", "peer", {"type": "conflict", "ip": "10.10.10.1"}),
+        case("conflict about IPv6", "peer", {"type": "conflict", "ip": "FD00::0:1"}),
+        case("conflict about an IPv4-mapped IP", "peer", {"type": "conflict", "ip": "::ffff:10.10.10.1"}),
         case("bye", "peer", {"type": "bye"}),
         case("bye with unknown keys", "peer", {"type": "bye", "why": "tired"}),
         *ignored("peer", INFO_TEXT),
@@ -310,13 +315,18 @@ def info_refused() -> list[Case]:
         "a route is a name": {"routes": ["lan"]},
         "a route is a number": {"routes": [1]},
     }
-    probes: dict[str, dict[str, Any]] = {
+    others: dict[str, dict[str, Any]] = {
         "probe 2^53": {"type": "probe", "id": 2**53},
         "probe -1": {"type": "probe", "id": -1},
         "probe true": {"type": "probe", "id": True},
         "probe without id": {"type": "probe"},
         "probe_ack 2^53": {"type": "probe_ack", "id": 2**53},
         "probe_ack with a string": {"type": "probe_ack", "id": "7"},
+        "conflict without an IP": {"type": "conflict"},
+        "conflict about a name": {"type": "conflict", "ip": "laptop"},
+        "conflict about a number": {"type": "conflict", "ip": 7},
+        "conflict about a prefix": {"type": "conflict", "ip": "10.10.10.1/32"},
+        "conflict with a scope": {"type": "conflict", "ip": "fe80::1%eth0"},
     }
     return [
         *bad_json("peer", INFO_TEXT),
@@ -324,7 +334,7 @@ def info_refused() -> list[Case]:
         *(case(f"info without {key}", "peer", without(INFO, key)) for key in INFO if key != "type"),
         case("4097 bytes", "peer", INFO, 4097),
         case("4097 bytes of an unknown type", "peer", {"type": "weather"}, 4097),
-        *(case(what, "peer", value) for what, value in probes.items()),
+        *(case(what, "peer", value) for what, value in others.items()),
     ]
 
 

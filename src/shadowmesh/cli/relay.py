@@ -7,7 +7,7 @@ import signal
 import sys
 from typing import cast
 
-from shadowmesh.cli.arguments import configuration_file
+from shadowmesh.cli.arguments import configuration_file, end_with_mistakes
 from shadowmesh.errors import ConfigError, StartError
 
 
@@ -31,13 +31,12 @@ def main(argv: list[str] | None = None) -> None:
     try:
         loaded = load_relay_config(file)
     except ConfigError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+        end_with_mistakes(error, "relay")
 
     from shadowmesh.observe.logging import Style, configure, get_logger
 
-    configure(loaded.config.log_level, cast(Style, loaded.config.log_format))
     log = get_logger("relay")
+    configure(loaded.config.log_level, cast(Style, loaded.config.log_format))
     for warning in loaded.warnings:
         get_logger("config").warning(warning)
 

@@ -6,6 +6,7 @@ replaced as a whole, so a relay that reads it meanwhile finds the old one or the
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import grp
 import json
@@ -13,6 +14,7 @@ import os
 import re
 import secrets
 import shlex
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -132,15 +134,28 @@ def relay_keys() -> None:
     metavar="N",
     help="Joined connections at a time; default: no limit.",
 )
+@click.option(
+    "--max-addresses",
+    type=click.IntRange(0, 10_000_000),
+    default=0,
+    metavar="N",
+    help="Addresses that they hold at a time, of all together; default: no limit.",
+)
 @click.option("--rate", type=_Rate(), default=0, metavar="10M", help="Bytes per second, of all together.")
 @_file
 def add(
-    name: str, expires: int | None, network: bytes | None, max_connections: int, rate: int, file: str
+    name: str,
+    expires: int | None,
+    network: bytes | None,
+    max_connections: int,
+    max_addresses: int,
+    rate: int,
+    file: str,
 ) -> None:
     """Make a key and print it, once."""
     if not NAME.fullmatch(name):
         raise click.BadParameter("1 to 63 letters, digits and . _ - between them", param_hint="NAME")
-    with _editing(file) as keys:
+    with _editing(file) as (keys, shown):
         if any(key.name == name and key.revoked is None for key in keys):
             raise StartError(f"{name}: there is a key of this name; rotate or revoke it, or choose another")
         one = key_id(secrets.token_bytes(ID_BYTES))
@@ -153,10 +168,12 @@ def add(
             expires,
             network,
             max_connections,
+            max_addresses=max_addresses,
             bytes_per_second=rate,
         )
         keys.append(key)
-    _hand_over(text)
+        shown.append(text)
+    _tell_where()
 
 
 @relay_keys.command("list")
@@ -172,7 +189,7 @@ def list_keys(as_json: bool, file: str) -> None:
     if as_json:
         click.echo(json.dumps([_facts(key, now) for key in keys], indent=1))
         return
-    rows = [("NAME", "ID", "STATE", "EXPIRES", "NETWORK", "CONNECTIONS", "BYTES/S")]
+    rows = [("NAME", "ID", "STATE", "EXPIRES", "NETWORK", "CONNECTIONS", "ADDRESSES", "BYTES/S")]
     for key in keys:
         facts = _facts(key, now)
         network = facts["network"]
@@ -180,10 +197,11 @@ def list_keys(as_json: bool, file: str) -> None:
             (
                 key.name,
                 key.id,
-                facts["state"],
-                facts["expires"] or "never",
+                facts["state"] + (f" until {before}" if (before := facts["previous_expires"]) else ""),
+                _expiry(key.expires),
                 f"{network[:16]}..." if network else "any",
                 str(key.max_connections or "any"),
+                str(key.max_addresses or "any"),
                 str(key.bytes_per_second or "any"),
             )
         )
@@ -198,7 +216,7 @@ def list_keys(as_json: bool, file: str) -> None:
 @_file
 def revoke(name: str, file: str) -> None:
     """End a key for good; its connections end within seconds."""
-    with _editing(file) as keys:
+    with _editing(file) as (keys, _):
         i = _find(keys, name, file)
         keys[i] = replace(keys[i], revoked=int(time.time()))
     click.echo(f"revoked {keys[i].name} ({keys[i].id})", err=True)
@@ -221,21 +239,32 @@ def rotate(name: str, grace: int, file: str) -> None:
     Name, expiry and bounds stay. An earlier key that is still in its own grace ends now.
     """
     now = int(time.time())
-    with _editing(file) as keys:
+    with _editing(file) as (keys, shown):
         i = _find(keys, name, file)
         key = keys[i]
         if key.expires is not None and key.expires <= now:
             raise StartError(f"{key.name} expired on {time_text(key.expires)}; revoke it and add a new one")
         text = key_text(key.id, secrets.token_bytes(SECRET_BYTES))
-        previous = Previous(key.digest, now + grace) if grace else None
-        keys[i] = replace(key, digest=_digest(text), previous=previous)
-    _hand_over(text)
+        # Also without a grace: who still has it is told that it was replaced, and tries no keys out.
+        keys[i] = replace(key, digest=_digest(text), previous=Previous(key.digest, now + grace))
+        shown.append(text)
+    _tell_where()
     ends = f"is good until {time_text(now + grace)}" if grace else "is not good any more"
     click.echo(f"The key before {ends}.", err=True)
 
 
-def _hand_over(text: str) -> None:
-    click.echo(text)
+def _show(keys: list[str]) -> None:
+    for text in keys:
+        try:
+            if sys.stdout is None:
+                raise OSError(errno.EBADF, "closed")
+            click.echo(text)
+        except OSError as error:
+            words = f"the key cannot be shown, standard output: {error.strerror}; nothing is changed"
+            raise StartError(words) from None
+
+
+def _tell_where() -> None:
     click.echo("It is shown this once. On the devices: relay.api_key in client-config.yaml", err=True)
 
 
@@ -254,6 +283,13 @@ def _find(keys: list[Key], name: str, file: str) -> int:
     if revoked := [key for key in keys if name in (key.id, key.name)]:
         raise StartError(f"{name} was revoked on {time_text(revoked[-1].revoked or 0)}")
     raise StartError(f"{file} has no key {name}; `relay-keys list` shows all")
+
+
+def _expiry(seconds: int | None) -> str:
+    """For people; a day that counts until its end ends as the next one begins."""
+    if seconds is None:
+        return "never"
+    return f"end of {time_text(seconds - 1)[:10]}" if seconds % 86_400 == 0 else time_text(seconds)
 
 
 def _facts(key: Key, now: float) -> dict[str, Any]:
@@ -279,14 +315,16 @@ def _facts(key: Key, now: float) -> dict[str, Any]:
         "previous_expires": at(previous.expires) if previous else None,
         "network": key.network.hex() if key.network else None,
         "max_connections": key.max_connections,
+        "max_addresses": key.max_addresses,
         "bytes_per_second": key.bytes_per_second,
     }
 
 
 @contextmanager
-def _editing(file: str) -> Iterator[list[Key]]:
+def _editing(file: str) -> Iterator[tuple[list[Key], list[str]]]:
     """The keys of a file, to be changed in place and written back; one program at a time.
 
+    New keys go to the list beside it: they are printed before they count, so that none is lost.
     Raises StartError in words; a missing file is an empty one.
     """
     path = os.path.realpath(file)  # what a symbolic link leads to is replaced, not the link
@@ -303,11 +341,12 @@ def _editing(file: str) -> Iterator[list[Key]]:
             keys = load(path)
         except FileNotFoundError:
             keys = []
-        yield keys
+        shown: list[str] = []
+        yield keys, shown
         content = render(keys)
         if len(content) > MAX_FILE:
             raise StartError(f"{path}: full; take revoked keys out of it")
-        _replace(path, content)
+        _replace(path, content, shown)
         with suppress(OSError):
             os.fsync(lock)
     except OSError as error:
@@ -316,8 +355,8 @@ def _editing(file: str) -> Iterator[list[Key]]:
         os.close(lock)
 
 
-def _replace(path: str, content: bytes) -> None:
-    """Write a file beside `path`, with its owner and mode, and put it in its place."""
+def _replace(path: str, content: bytes, shown: list[str]) -> None:
+    """Write a file beside `path`, with its owner and mode; it takes its place once `shown` is printed."""
     beside = f"{path}.{secrets.token_hex(4)}.new"
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
@@ -335,6 +374,7 @@ def _replace(path: str, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(descriptor)
+        _show(shown)
         os.rename(beside, path)
     except BaseException:
         with suppress(OSError):

@@ -7,7 +7,10 @@ import os
 import shlex
 import stat
 import typing
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, Generic, TypeGuard, TypeVar
 
 from pydantic import ValidationError
@@ -21,18 +24,36 @@ from shadowmesh.config.yaml import KEY, MAX_BYTES, Document, Path, Problem, pars
 from shadowmesh.errors import ConfigError
 
 DEFAULT_RELAY_PATH = "/etc/shadowmesh/relay-config.yaml"
+NO_FILE = "built-in defaults"
+"""Where a relay's configuration is from that has no file."""
 MAX_PROBLEMS = 50  # a file that is wrong all over does not scroll the first mistakes away
+_MAX_NAMES = 8  # more names than these are no hint
+
+# Words that other programs' configurations have for what ours call so.
+_SYNONYMS = {
+    **dict.fromkeys(("certificate", "crt"), "cert"),
+    **dict.fromkeys(("private", "privkey"), "key"),
+    **dict.fromkeys(("logs", "logging", "verbose", "debug"), "log"),
+    **dict.fromkeys(("listen", "host", "interface"), "bind"),
+    **dict.fromkeys(("ssl", "https"), "tls"),
+    **dict.fromkeys(("websocket", "ws"), "relay"),
+    "api": "auth",
+}
 
 T = TypeVar("T", bound=Model)
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded(Generic[T]):
-    """A valid configuration, finished warning lines for people, and where it is from."""
+    """A valid configuration, finished warning lines for people, and where it is from.
+
+    cautions: what people are to know of a configuration like this one, with the places of this file.
+    """
 
     config: T
     warnings: list[str]
     source: str
+    cautions: Callable[[T], list[str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +83,24 @@ def load_relay_config(path: str | None) -> Loaded[RelayConfig]:
         try:
             os.stat(DEFAULT_RELAY_PATH)
         except FileNotFoundError:
-            words = (
-                f"no -config given and no {DEFAULT_RELAY_PATH}: running with the deployment guide's values"
-            )
-            return Loaded(RelayConfig(), [words], "built-in defaults")
+            config = RelayConfig()
+            return Loaded(config, _cautions_without_a_file(config), NO_FILE, _cautions_without_a_file)
         except OSError:
             pass  # not ours to see: reading it gives the message
         path = DEFAULT_RELAY_PATH
     return parse_relay_config(_read(path)[0], path)
+
+
+def _cautions_without_a_file(config: RelayConfig) -> list[str]:
+    """The names of the guide, of which a file would be warned, are said by the first line."""
+    return [
+        f"no -config given and no {DEFAULT_RELAY_PATH}: running with the deployment guide's values",
+        *(
+            f"{NO_FILE}: {_dotted(path)}: {words.removeprefix(relay.BY_DEFAULT)}"
+            for path, words in sorted(config.cautions())
+            if path not in (("region",), ("server_name",))
+        ),
+    ]
 
 
 def load_client_config(path: str) -> Loaded[ClientConfig]:
@@ -99,15 +130,16 @@ def load_config(path: str) -> Loaded[RelayConfig] | Loaded[ClientConfig]:
         return _check(document, _RELAY, path)
     if clients > relays:
         return _warn_of_readers(_check(document, _CLIENT, path), mode)
-    raise ConfigError(
-        [f"{path}: by its keys neither a relay nor a client configuration; say which it should be"]
-    )
+    words = "by its keys neither a relay nor a client configuration; say which it is with --relay or --client"
+    raise ConfigError([f"{path}: {words}"])
 
 
 def _warn_of_readers(loaded: Loaded[ClientConfig], mode: int) -> Loaded[ClientConfig]:
-    if os.name == "posix" and mode & (stat.S_IRGRP | stat.S_IROTH):
+    secrets = loaded.config.secrets()
+    if os.name == "posix" and secrets and mode & (stat.S_IRGRP | stat.S_IROTH):
+        what = "the network key" if secrets[0] == "encryption.key" else f"a secret ({secrets[0]})"
         loaded.warnings.append(
-            f"{loaded.source}: holds the network key and others may read it (mode {stat.S_IMODE(mode):04o}); "
+            f"{loaded.source}: holds {what} and others may read it (mode {stat.S_IMODE(mode):04o}); "
             f"mend it with: chmod 600 {shlex.quote(loaded.source)}"
         )
     return loaded
@@ -123,10 +155,32 @@ def _read(path: str) -> tuple[bytes, int]:
     except IsADirectoryError:
         words = "a directory; give the file in it"
     except PermissionError:
-        words = "may not be read by this user; run as root, or change the owner or mode of the file"
+        words = _no_permission(path)
     except (OSError, ValueError) as error:
         words = f"cannot be read: {error.strerror if isinstance(error, OSError) else error}"
     raise ConfigError([f"{path}: {words}"])
+
+
+def _no_permission(path: str) -> str:
+    """Whom the file or a directory above it keeps out, and how to let a service in, but not everybody."""
+    if os.name != "posix":
+        return "may not be read by this user"
+    import grp
+    import pwd
+
+    place, what, mode = path, "may not read it", "g+r"
+    for directory in reversed(PurePath(os.path.abspath(path)).parents):
+        if not os.access(directory, os.X_OK, effective_ids=os.access in os.supports_effective_ids):
+            place, what, mode = str(directory), f"may not enter the directory {directory}", "g+x"
+            break
+    user, group = str(os.geteuid()), str(os.getegid())
+    with suppress(KeyError):
+        user = pwd.getpwuid(os.geteuid()).pw_name
+        group = grp.getgrgid(os.getegid()).gr_name
+    place = shlex.quote(place)
+    return (
+        f"the user {user} {what}; for a service: chgrp {group} {place} && chmod {mode} {place}; by hand: sudo"
+    )
 
 
 def _check(document: Document, kind: _Kind[T], name: str) -> Loaded[T]:
@@ -147,9 +201,20 @@ def _check(document: Document, kind: _Kind[T], name: str) -> Loaded[T]:
         lines = [_line(name, problem, kind, other) for problem in problems[:MAX_PROBLEMS]]
         if len(problems) > MAX_PROBLEMS:
             lines.append(f"{name}: and {len(problems) - MAX_PROBLEMS} more")
-        raise ConfigError(lines)
-    cautions = [_locate(document, path, words) for path, words in config.cautions()]
-    return Loaded(config, [_line(name, caution, kind, other) for caution in sorted(cautions)], name)
+        raise ConfigError(lines, _log_format(document))
+
+    def cautions(config: T) -> list[str]:
+        found = [_locate(document, path, words) for path, words in config.cautions()]
+        return [_line(name, caution, kind, other) for caution in sorted(found)]
+
+    return Loaded(config, cautions(config), name, cautions)
+
+
+def _log_format(document: Document) -> str:
+    try:
+        return relay.as_log_format(document.data.get("log_format"))
+    except ValueError:
+        return "auto"
 
 
 def _with_sections(document: Document, model: type[Model]) -> dict[str, object]:
@@ -168,7 +233,7 @@ def _is_model(annotation: object) -> TypeGuard[type[Model]]:
 
 _TYPES = {
     "model_type": 'must be a section, with lines such as "key: value" below it',
-    "tuple_type": 'must be a list, with lines that begin with "- "',
+    "tuple_type": 'must be a list; write [ ] around its values, or each into a line that begins with "- "',
     "too_long": "has too many entries; at most {max_length} are allowed",
 }
 
@@ -190,7 +255,16 @@ def _problems(
         section = path[:-1]
         position = document.keys.get(section) or document.values.get(section, (1, 1))
         return [Problem(position, path, _missing(model, path))]
+    if kind == "tuple_type" and _is_empty(document, path):
+        return [_locate(document, path, "has no value; write a list, or remove the line")]
     return [_locate(document, path, _TYPES[kind].format_map(context))]
+
+
+def _is_empty(document: Document, path: Path) -> bool:
+    found: Any = document.data
+    for part in path:
+        found = found[part]
+    return found is None
 
 
 def _locate(document: Document, path: Path, words: str) -> Problem:
@@ -218,21 +292,35 @@ def _unknown(path: Path, kind: _Kind[Any], other: _Kind[Any]) -> str:
     if _dotted(path) in kind.later:
         return "is not built yet in this version; remove it"
     sections, name = kind.keys(), str(path[-1])
-    here = sections[tuple(part for part in path[:-1] if isinstance(part, str))]
-    everywhere: dict[str, list[str]] = {}
-    for section, names in sections.items():
-        for known in names:
-            everywhere.setdefault(known, []).append(_dotted((*section, known)))
-    if name in everywhere:
-        return f"unknown key here; it is known as {' and '.join(everywhere[name])}"
+    section = tuple(part for part in path[:-1] if isinstance(part, str))
+    here = sections[section]
+    everywhere = {_dotted((*place, known)): known for place, names in sections.items() for known in names}
+    if places := [place for place, known in everywhere.items() if known == name]:
+        return f"unknown key here; it is known as {' and '.join(places)}"
     if name in other.model.model_fields and len(path) == 1:
         return f"unknown key; it belongs to the configuration of {other.program}"
-    written = name[:64].lower().replace("-", "_")
-    if near := difflib.get_close_matches(written, here, 1):
-        return f"unknown key; did you mean {near[0]}?"
-    if near := difflib.get_close_matches(written, everywhere, 1, 0.75):
-        return f"unknown key; did you mean {everywhere[near[0]][0]}?"
+    written = name[:64].lower().replace("-", "_").replace(" ", "_")
+    near = _with_words(written, here) or _with_words(written, everywhere)
+    if not near and not (near := difflib.get_close_matches(written, here, 1)):
+        known = difflib.get_close_matches(written, everywhere.values(), 1, 0.75)
+        near = [place for place in everywhere if everywhere[place] in known][:1]
+    if near:
+        *first, last = near
+        return f"unknown key; did you mean {', '.join(first)}{' or ' if first else ''}{last}?"
+    if len(here) > _MAX_NAMES:
+        return "unknown key; remove it, or see docs/configuration.md for what there is"
     return f"unknown key; known here are {', '.join(here)}"
+
+
+def _with_words(written: str, names: Iterable[str]) -> list[str]:
+    """The few of these names that have all words of what is written."""
+    words = written.split("_")
+    found = []
+    for name in names:
+        known = name.replace(".", "_").split("_")
+        if all(word in known or _SYNONYMS.get(word) in known for word in words):
+            found.append(name)
+    return found if len(found) <= _MAX_NAMES else []
 
 
 def _section(model: type[Model], name: str) -> type[Model] | None:

@@ -41,6 +41,7 @@ _OPEN = '"open" lets whoever reaches this relay use it; "api_key" asks each clie
 _KEYS_IN_CLEAR = (
     "without tls, API keys can be read on their way; set tls, or trusted_proxies to those that have it"
 )
+BY_DEFAULT = "is not in the file; its default "
 _ANY_ORIGIN = '"*" lets any web page connect from a visitor\'s browser; [] lets none (daemons always may)'
 
 
@@ -70,6 +71,8 @@ def _rate(value: object) -> int:
         )
     return rate
 
+
+as_log_format = choice("auto", "console", "json")
 
 Bind = Annotated[str | None, PlainValidator(bind_ip)]
 Port = Annotated[int, PlainValidator(whole(1, 65535))]
@@ -145,7 +148,7 @@ class RelayConfig(Model):
     allowed_networks: tuple[Annotated[bytes, PlainValidator(hex32)], ...] = ()
     public_names: tuple[Annotated[str, PlainValidator(host_name)], ...] = ()
 
-    log_format: Annotated[str, PlainValidator(choice("auto", "console", "json"))] = "auto"
+    log_format: Annotated[str, PlainValidator(as_log_format)] = "auto"
     log_level: Annotated[str, PlainValidator(level)] = "info"
     log_connections: Annotated[bool, PlainValidator(flag)] = True
     log_routing: Annotated[bool, PlainValidator(flag)] = False
@@ -194,9 +197,7 @@ class RelayConfig(Model):
             ((name,), words) for (name, set_so), words in _CAUTIONS.items() if getattr(self, name) is set_so
         ]
         if "*" in self.allowed_origins:
-            by_default = (
-                "" if "allowed_origins" in self.model_fields_set else "is not in the file; its default "
-            )
+            by_default = "" if "allowed_origins" in self.model_fields_set else BY_DEFAULT
             found.append((("allowed_origins",), by_default + _ANY_ORIGIN))
         if not self._is_local:
             found += self._auth_cautions()
@@ -208,7 +209,7 @@ class RelayConfig(Model):
             return [(("auth", "mode"), _KEYS_IN_CLEAR)] if in_clear else []
         if self.allowed_networks:
             return []
-        by_default = "" if "mode" in self.auth.model_fields_set else "is not in the file; its default "
+        by_default = "" if "mode" in self.auth.model_fields_set else BY_DEFAULT
         return [(("auth", "mode"), by_default + _OPEN)]
 
     @property

@@ -35,6 +35,8 @@ class Problems(ValueError):
 
 
 NO_VALUE = "has no value; write one"
+LEVELS = ("debug", "info", "warning", "error")
+"""Of the log, each more quiet than the one before."""
 
 
 def shown(value: str) -> str:
@@ -50,7 +52,11 @@ def text(value: object) -> str:
     if value is None:
         raise ValueError(NO_VALUE)
     if isinstance(value, (list, tuple, dict)):
-        raise ValueError(f"must be one value, not a {'section' if isinstance(value, dict) else 'list'}")
+        raise ValueError(
+            'must be one value, not a section; no "key: value" belongs here'
+            if isinstance(value, dict)
+            else 'must be one value, not a list; write it without "[" and "-"'
+        )
     found = str(value)
     for character in found:
         if not character.isprintable():
@@ -124,7 +130,7 @@ def absolute(example: str) -> Callable[[object], str]:
 
 def level(value: object) -> str:
     """`debug`, `info`, `warning` or `error`; `warn` is taken as warning."""
-    return choice("debug", "info", "warning", "error")("warning" if str(value).lower() == "warn" else value)
+    return choice(*LEVELS)("warning" if str(value).lower() == "warn" else value)
 
 
 def label(value: object) -> str:

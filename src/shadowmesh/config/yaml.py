@@ -75,7 +75,7 @@ def parse(content: bytes, name: str) -> Document:
         _fail(
             name,
             *_position(root.start_mark),
-            'not a configuration: it must be made of lines such as "key: value"',
+            'not a configuration: it must be made of lines such as "key: value", with a space behind the ":"',
         )
     document = Document()
     document.data = _mapping(document, (), root)
@@ -140,7 +140,8 @@ _WORDS = {
     "depth": f"nested deeper than {MAX_DEPTH} levels; no configuration needs that",
     "found character '\\t'": "a tab stands where YAML allows only spaces; replace it by spaces",
     "found character": "no value can begin with this character; put the value in quotes",
-    "mapping values": 'a ":" is not expected here; check the indentation, or put the value in quotes',
+    "mapping values": 'a ":" is not expected here; check the indentation and, in the line above, the space '
+    'behind the ":", or put the value in quotes',
     "could not find expected ':'": 'this line has no ":" with a space behind it',
     "found unexpected end of stream": "the quote that opens here is never closed",
     "found unexpected document separator": "the quote that opens here is never closed",

@@ -3,41 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import errno
-import re
 import socket
+from collections.abc import Callable
 from functools import partial
-from http.client import responses
 from itertools import zip_longest
-from ssl import PROTOCOL_TLS_CLIENT, SSLCertVerificationError, SSLContext, SSLError
+from ssl import PROTOCOL_TLS_CLIENT, SSLContext, SSLError, VerifyFlags
 from typing import Any
 from urllib.parse import urlsplit
 
 import aiofastnet
-from picows import WSError, WSHandshakeError
 
-from shadowmesh.errors import LocalProtocolError, ShadowMeshError
+from shadowmesh.errors import LocalProtocolError, StartError
+from shadowmesh.net.failure import NOT_A_RELAY, ConnectFailed, Hop, in_words, place
 from shadowmesh.net.protocol import TLS_OPTIONS, Protocol
+from shadowmesh.net.proxy import Proxy, open_tunnel, title
 from shadowmesh.net.websocket import WebSocket
-from shadowmesh.wire.control import printable
 
-NOT_A_RELAY = "the server answers, but it is no ShadowMesh relay"
+__all__ = ["NOT_A_RELAY", "ConnectFailed", "Found", "check_ca_file", "connect", "look_up"]
+
+Found = tuple[Any, ...]
+"""One address, as socket.getaddrinfo gives it."""
+
 _NEXT_ADDRESS_SECONDS = 0.25  # RFC 8305 section 5: how long one address has before the next is tried as well
-_MAX_RETRY_AFTER = 3600.0
-
-
-class ConnectFailed(ShadowMeshError):
-    """No connection to the relay; `str()` says why.
-
-    `status` is the HTTP status if the server answered with one that is not 101, `retry_after` its Retry-After
-    header in seconds.
-    """
-
-    def __init__(self, reason: str, status: int | None = None, retry_after: float | None = None) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.status = status
-        self.retry_after = retry_after
+_AGAIN_SECONDS = 1.5  # TCP repeats a first packet after 1, 3 and 7 s; behind a black hole that is too seldom
+_MOST_SOCKETS = 3  # at once for one address
+_UNACKNOWLEDGED_MS = 20_000  # until the kernel gives a connection up whose other side acknowledges nothing
 
 
 async def connect(
@@ -50,12 +40,18 @@ async def connect(
     timeout: float = 10.0,
     ssl: SSLContext | None = None,
     address: str | None = None,
+    proxy: Proxy | None = None,
+    ca_file: str | None = None,
+    choose: Callable[[list[Found]], list[Found]] = lambda found: found,
 ) -> None:
     """Open `ws` to a ws:// or wss:// URL; its `on_open` has run when this returns.
 
-    `timeout` (seconds) covers it all: DNS, TCP (all addresses, RFC 8305), TLS, upgrade. `ssl` replaces the
-    default TLS settings; `address` is dialled instead of looking up the URL's host. Messages of up to
-    `max_frame` bytes are taken at once. Raises ConnectFailed; then, or when cancelled, the connection is cut.
+    `timeout` (seconds) covers it all: DNS, TCP (all addresses, RFC 8305), proxy, TLS, upgrade. `ssl` replaces
+    the default TLS settings, `ca_file` adds the certificates in a PEM file to what these trust; `address` is
+    dialled instead of looking up the URL's host. Of all addresses that are found, `choose` says which to try.
+    Through a `proxy` the name is the proxy's to look up, and the certificate must be the relay's all the
+    same. Messages of up to `max_frame` bytes are taken at once.
+    Raises ConnectFailed; then, or when cancelled, the connection is cut.
     """
     parts = urlsplit(url)
     host = parts.hostname
@@ -63,7 +59,7 @@ async def connect(
         raise LocalProtocolError("not a ws:// or wss:// URL")
     secure = parts.scheme == "wss"
     port = parts.port or (443 if secure else 80)
-    where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    where = place(host, port)
     fields = dict(headers or {})
     if subprotocol:
         fields["Sec-WebSocket-Protocol"] = subprotocol
@@ -82,50 +78,109 @@ async def connect(
     protocol = Protocol(
         upgraded, max_frame, client=True, host=parts.netloc.rpartition("@")[2], path=path, headers=fields
     )
-    late = f"the name {host} is not found in time: does the name server answer?"
+    relay = hop = Hop(where, host, ca_file=ca_file)
+    late = ""
+    dialled = address or host, port
+    if proxy is not None:
+        relay = relay._replace(where=f"{where} (through {title(proxy)})")
+        hop = Hop(
+            title(proxy),
+            f"{proxy.host}, the proxy in {proxy.source}",
+            refused=f"is it running, and is its address right in {proxy.source}?",
+        )
+        dialled = proxy.host, proxy.port
     try:
         async with asyncio.timeout(timeout):
             loop = asyncio.get_running_loop()
-            # In the loop's executor, whose threads nobody waits for; uvloop has its own for loop.getaddrinfo.
-            look_up = partial(socket.getaddrinfo, address or host, port, type=socket.SOCK_STREAM)
-            found = await loop.run_in_executor(None, look_up)
-            late = f"{where} does not answer in time: is the address right, and does a firewall allow it?"
+            trusted = (ssl or _default_tls(ca_file)) if secure else None
+            late = f"the name {dialled[0]} is not found in time: does the name server answer?"
+            found = await look_up(*dialled)
+            if proxy is None and address is None:
+                chosen = choose(found)
+                if len(chosen) == 1 < len(found):
+                    relay = hop = hop._replace(where=f"{where} ({chosen[0][4][0]})")
+                found = chosen
+            late = f"{hop.where} does not answer in time: is the address right, and does a firewall allow it?"
             connection = await _dial(loop, found)
-            late = f"{where} accepts connections, but does not answer in time: "
+            if proxy is not None:
+                late = f"{hop.where} does not open the way to {where} in time: is the relay running?"
+                await _through(connection, proxy, address or host, port)
+                hop = relay
+            late = f"{hop.where} accepts connections, but does not answer in time: "
             late += "does it speak TLS, or is it ws://?" if secure else "is it a relay?"
             await aiofastnet.create_connection(
                 protocol.for_tls(loop) if secure else loop,
                 lambda: protocol,
                 sock=connection,
-                ssl=(ssl or _default_tls()) if secure else None,
+                ssl=trusted,
                 server_hostname=host if secure else None,
                 **(TLS_OPTIONS if secure else {}),
             )
-            await protocol.wait_until_handshake_complete()
+            if protocol.transport is not None:  # else it was reset already
+                await protocol.wait_until_handshake_complete()
         # picows ends the wait without an exception when the connection is lost during it.
         if protocol.listener is None:
-            raise ConnectFailed(f"{where} closed the connection without an answer")
+            raise ConnectFailed(f"{hop.where} closed the connection without an answer")
     except BaseException as exc:
         if protocol.transport is not None:
             protocol.transport.disconnect(graceful=False)
-        elif secure and isinstance(exc, ConnectionResetError):
-            exc = ConnectFailed(f"{where} breaks off TLS: does it speak TLS, or is it ws://?")
-        failure = _in_words(exc, where, host, late)
+        elif secure and hop is relay and isinstance(exc, ConnectionResetError):
+            exc = ConnectFailed(f"{hop.where} breaks off TLS: does it speak TLS, or is it ws://?")
+        failure = in_words(exc, hop, late)
         if failure is None:
             raise
         raise failure from None
 
 
-def _default_tls() -> SSLContext:
+async def look_up(host: str, port: int) -> list[Found]:
+    """The addresses of a host for TCP, in the order in which to try them. Raises OSError."""
+    # In the loop's executor, whose threads nobody waits for; uvloop has its own for loop.getaddrinfo.
+    work = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    return await asyncio.get_running_loop().run_in_executor(None, work)
+
+
+def check_ca_file(path: str) -> None:
+    """Raise StartError, in words, unless `path` has certificates in PEM that can be trusted."""
+    _trust(SSLContext(PROTOCOL_TLS_CLIENT), path)
+
+
+def _default_tls(ca_file: str | None) -> SSLContext:
     """The system's certificates. ssl.create_default_context would also write the keys of each connection to
     $SSLKEYLOGFILE, which with aiofastnet is the end of the process.
     """
     context = SSLContext(PROTOCOL_TLS_CLIENT)
     context.load_default_certs()
+    if ca_file is not None:
+        try:
+            _trust(context, ca_file)
+        except StartError as error:
+            raise ConnectFailed(str(error)) from None
     return context
 
 
-async def _dial(loop: asyncio.AbstractEventLoop, found: list[Any]) -> socket.socket:
+def _trust(context: SSLContext, ca_file: str) -> None:
+    try:
+        context.load_verify_locations(cafile=ca_file)
+    except SSLError:
+        raise StartError(
+            f"relay.tls_ca_file {ca_file}: no PEM certificate in this file, or a malformed one; "
+            "DER becomes PEM with: openssl x509 -inform der"
+        ) from None
+    except OSError as error:
+        raise StartError(f"relay.tls_ca_file {ca_file}: {error.strerror}") from None
+    # What is written there is trusted, be it the relay's own certificate that somebody else has signed.
+    context.verify_flags |= VerifyFlags.VERIFY_X509_PARTIAL_CHAIN
+
+
+async def _through(connection: socket.socket, proxy: Proxy, host: str, port: int) -> None:
+    try:
+        await open_tunnel(connection, proxy, host, port)
+    except BaseException:
+        connection.close()
+        raise
+
+
+async def _dial(loop: asyncio.AbstractEventLoop, found: list[Found]) -> socket.socket:
     """Connect to the first address that answers, as RFC 8305 says; raises the last one's OSError.
 
     asyncio and aiofastnet can do this too, but when cancelled at the wrong moment they lose the socket.
@@ -137,7 +192,7 @@ async def _dial(loop: asyncio.AbstractEventLoop, found: list[Any]) -> socket.soc
     try:
         while True:
             if waiting:
-                attempts.add(loop.create_task(_dial_one(loop, waiting.pop(0))))
+                attempts.add(loop.create_task(_reach(loop, waiting.pop(0))))
             await asyncio.wait(
                 attempts,
                 timeout=_NEXT_ADDRESS_SECONDS if waiting else None,
@@ -153,10 +208,34 @@ async def _dial(loop: asyncio.AbstractEventLoop, found: list[Any]) -> socket.soc
             attempt.add_done_callback(_close_unused)
 
 
-async def _dial_one(loop: asyncio.AbstractEventLoop, info: tuple[Any, ...]) -> socket.socket:
+async def _reach(loop: asyncio.AbstractEventLoop, info: Found) -> socket.socket:
+    """Connect to one address, by a further socket every 1.5 s: the way there may have come back since.
+
+    The first one stays until the end, for a way that takes seconds. Raises the OSError of any.
+    """
+    attempts: list[asyncio.Task[socket.socket]] = []
+    try:
+        while True:
+            attempts.append(loop.create_task(_dial_one(loop, info)))
+            await asyncio.wait(attempts, timeout=_AGAIN_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if done := [attempt for attempt in attempts if attempt.done()]:
+                first = next((attempt for attempt in done if attempt.exception() is None), done[0])
+                attempts.remove(first)
+                return first.result()
+            if len(attempts) == _MOST_SOCKETS:
+                attempts.pop(1).cancel()
+    finally:
+        for attempt in attempts:
+            attempt.cancel()
+            attempt.add_done_callback(_close_unused)
+
+
+async def _dial_one(loop: asyncio.AbstractEventLoop, info: Found) -> socket.socket:
     connection = socket.socket(*info[:3])
     try:
         connection.setblocking(False)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_MS)
         await loop.sock_connect(connection, info[4])
     except BaseException:
         connection.close()
@@ -167,50 +246,3 @@ async def _dial_one(loop: asyncio.AbstractEventLoop, info: tuple[Any, ...]) -> s
 def _close_unused(attempt: asyncio.Task[socket.socket]) -> None:
     if not attempt.cancelled() and attempt.exception() is None:
         attempt.result().close()
-
-
-def _in_words(exc: BaseException, where: str, host: str, late: str) -> ConnectFailed | None:
-    match exc:
-        case ConnectFailed():
-            return exc
-        case WSHandshakeError():
-            return _answered(exc)
-        case WSError():
-            return ConnectFailed(NOT_A_RELAY)
-        case TimeoutError():
-            return ConnectFailed(late)
-        case socket.gaierror():
-            return ConnectFailed(f"cannot find the address of {host}: {exc.strerror}")
-        case SSLCertVerificationError():
-            return ConnectFailed(f"the TLS certificate of {where} is not valid: {exc.verify_message}")
-        case SSLError():
-            return ConnectFailed(
-                f"TLS with {where} fails ({exc.reason or 'no reason given'}): does it speak TLS?"
-            )
-        case ConnectionRefusedError():
-            return ConnectFailed(f"{where} refuses connections: is the relay running, and is this its port?")
-        case OSError(errno=errno.ENETUNREACH | errno.EHOSTUNREACH):
-            return ConnectFailed(f"{where} cannot be reached: no route to it")
-        case ConnectionResetError():
-            return ConnectFailed(f"{where} closed the connection without an answer")
-        case OSError():
-            return ConnectFailed(f"cannot connect to {where}: {exc.strerror or exc}")
-    return None
-
-
-def _answered(exc: WSHandshakeError) -> ConnectFailed:
-    # From the raw line, for picows does not know every status that proxies use.
-    line = re.match(rb"HTTP/1\.[01] (\d{3})\b", exc.raw_header or b"")
-    status = int(line[1]) if line else None
-    if status is None or status == 101:
-        return ConnectFailed(NOT_A_RELAY)
-    text = printable((exc.raw_body or b"").decode("ascii", "replace").partition("\n")[0].strip(), 120)
-    if status in (200, 404) and "/relay" not in text:
-        return ConnectFailed(f"{NOT_A_RELAY} (HTTP {status}); a relay's own port is 9545", status)
-    phrase = responses.get(status, "")
-    retry = exc.response.headers.get("Retry-After", "") if exc.response is not None else ""
-    return ConnectFailed(
-        f"HTTP {status} {phrase}".rstrip() + (f": {text}" if text and "<" not in text else ""),
-        status,
-        min(float(retry), _MAX_RETRY_AFTER) if re.fullmatch(r"[0-9]{1,9}", retry) else None,
-    )

@@ -32,5 +32,5 @@ def _reason(exc: OSError) -> str:
     if exc.errno == errno.EACCES:
         return "no permission for this port; choose one above 1023 or give the program CAP_NET_BIND_SERVICE"
     if exc.errno == errno.EADDRNOTAVAIL or isinstance(exc, socket.gaierror):
-        return "this host has no such address"
+        return "this host has no such address; write one of its own, or remove the line to listen on all"
     return exc.strerror or str(exc)

@@ -142,15 +142,21 @@ class Protocol(WSProtocol):  # type: ignore[misc]
     # Called by the transport.
 
     def connection_made(self, transport: Transport) -> None:
-        remote = transport.get_extra_info("peername")
         try:
+            remote = transport.get_extra_info("peername")
             if remote is None:
                 raise ConnectionResetError
             self.remote, self.local = host_port(remote), host_port(transport.get_extra_info("sockname"))
             super().connection_made(transport)
-        except OSError:
-            # Reset already. picows must not see a byte then: it would use a transport that is not there.
+        except Exception as error:
+            # Reset already, or a bug. picows must not see a byte then: it would use a transport that is not
+            # there, and that is the end of the process.
+            transport.set_protocol(_Discard(self))
             transport.abort()
+            if not isinstance(error, OSError):
+                asyncio.get_running_loop().call_exception_handler(
+                    {"message": "cannot start a connection", "exception": error}
+                )
         if transport.is_closing():
             # aiofastnet adds its reader after this all the same, and nobody would remove it: uvloop would
             # take the next connection with this file descriptor for the dead one.

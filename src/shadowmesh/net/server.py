@@ -7,13 +7,15 @@ who is silent costs a socket and no more, and who speaks the wrong one of both h
 
 An upgrade costs the server a fraction of a millisecond, and TLS a signature besides: a few are begun in each
 turn of the event loop, so that a crowd that comes back does not stop the frames of those who are there. A
-handshake that fails is counted and not logged; anybody can cause one.
+handshake that fails is counted, and logged once a minute at most; anybody can cause one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
+import sys
 from asyncio import AbstractEventLoop, Task, TimerHandle
 from base64 import b64decode
 from collections import Counter, deque
@@ -22,7 +24,9 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from ssl import SSLContext
+from time import monotonic
 from typing import Any
+from typing import Protocol as Interface
 from urllib.parse import parse_qsl
 
 import aiofastnet
@@ -30,8 +34,13 @@ from picows import WSUpgradeRequest, WSUpgradeResponse, WSUpgradeResponseWithLis
 
 from shadowmesh.net.listen import listen
 from shadowmesh.net.protocol import READ_BUFFER, TLS_OPTIONS, Protocol, host_port
+from shadowmesh.net.tls import FAILURES, failure
 from shadowmesh.net.turn import TurnClock
 from shadowmesh.net.websocket import EARLY_LIMIT, WebSocket
+from shadowmesh.ratelimit import TokenBucket
+
+if sys.platform != "win32":
+    from resource import RLIM_INFINITY, RLIMIT_NOFILE, getrlimit
 
 UPGRADE_SECONDS = 10.0
 UNSENT_BYTES = 256 * 1024
@@ -40,6 +49,10 @@ less, a busy client's frames would wait in its outbox now and then, which costs 
 ACCEPTS_PER_WAKEUP = 64
 ACCEPT_PAUSE = 0.2
 """Seconds without accepting after an error such as EMFILE, which trying again at once would only repeat."""
+RESERVED_FILES = 32
+"""File descriptors that are left to the HTTP ports and to files that are read later; a quarter of few."""
+SECONDS_BETWEEN_LINES = 60.0
+"""Of the log, about file descriptors and about TLS, each."""
 MAX_PENDING = 1024
 """Connections without an upgrade request yet; the oldest goes when there are more."""
 MAX_PENDING_PER_SOURCE = 64
@@ -77,6 +90,16 @@ class Reject:
     headers: dict[str, str] = field(default_factory=dict)
 
 
+class Log(Interface):
+    """What a Server writes to; structlog's loggers do."""
+
+    def info(self, event: str, **facts: Any) -> object:
+        """Write a line."""
+
+    def warning(self, event: str, **facts: Any) -> object:
+        """Write a line that somebody should see."""
+
+
 class Server:
     """A listening WebSocket server; made by `serve`.
 
@@ -103,6 +126,10 @@ class Server:
         """What counts as one source, of an IP."""
         self.admits: Callable[[str], bool] = _everybody
         """Whether a connection from this IP is let in; if not, it is closed at once."""
+        self.refuses: Callable[[Request], Reject | None] = _nothing
+        """Says no to a request for where it comes from, before it is known whether it is a good one."""
+        self.log: Log | None = None
+        """Of what is wrong with the host or its TLS; at a bounded rate, and without a word of a client's."""
         self.clock = TurnClock()
         """Of the turns that read from connections."""
         self.connections: set[WebSocket] = set()
@@ -110,11 +137,11 @@ class Server:
         self.accepted = 0
         """Connections accepted by the kernel for us, whatever became of them."""
         self.accept_errors = 0
-        """Failed accept() calls, e.g. out of file descriptors."""
+        """Failed accept() calls, and connections closed at once to keep file descriptors for others."""
         self.pending_refused = 0
         """Connections closed because too many had not sent their request."""
-        self.tls_failed = 0
-        """Handshakes that failed or were too slow; connections that spoke TLS where it is off, or plainly."""
+        self.tls_failed = Counter(dict.fromkeys(FAILURES, 0))
+        """Connections that did not get through TLS, by reason; see FAILURES of `net.tls`."""
         self._loop: AbstractEventLoop = asyncio.get_running_loop()
         self._listener: socket.socket | None = listener
         self._upgrade = upgrade
@@ -124,6 +151,10 @@ class Server:
         self._tasks: set[Task[Any]] = set()
         self._all_closed = asyncio.Event()
         self._alive = 0
+        self._files_line = TokenBucket(1 / SECONDS_BETWEEN_LINES, 1)
+        self._tls_line = TokenBucket(1 / SECONDS_BETWEEN_LINES, 1)
+        self._tls_unlogged = 0
+        self._file_bound = _file_limit()[0]
         listener.setblocking(False)
         self._loop.add_reader(listener, self._accept, listener)
 
@@ -152,13 +183,42 @@ class Server:
                 return
             except ConnectionAbortedError:
                 continue
-            except OSError:
-                self.accept_errors += 1
-                self._loop.remove_reader(listener)
-                self._loop.call_later(ACCEPT_PAUSE, self._resume, listener)
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    self._say_files(_file_limit()[1])
+                self._pause(listener)
+                return
+            if connection.fileno() >= self._file_bound and self._files_run_out(connection.fileno()):
+                connection.close()
+                self._pause(listener)
                 return
             self.accepted += 1
-            self._admit(connection, host_port(address)[0])
+            try:
+                self._admit(connection, host_port(address)[0])
+            except Exception as exc:
+                connection.close()
+                self._loop.call_exception_handler({"message": "cannot admit a connection", "exception": exc})
+
+    def _files_run_out(self, number: int) -> bool:
+        """Whether a connection with this file descriptor takes one of those that are left to others."""
+        self._file_bound = _file_limit()[0]  # it may have been raised meanwhile
+        if number < self._file_bound:
+            return False
+        self._say_files(number)
+        return True
+
+    def _say_files(self, taken: int) -> None:
+        if self.log is not None and self._files_line.take(monotonic()):
+            self.log.warning(
+                "file descriptors run out, newcomers are refused; raise LimitNOFILE of the service",
+                open=taken,
+                allowed=_file_limit()[1],
+            )
+
+    def _pause(self, listener: socket.socket) -> None:
+        self.accept_errors += 1
+        self._loop.remove_reader(listener)
+        self._loop.call_later(ACCEPT_PAUSE, self._resume, listener)
 
     def _resume(self, listener: socket.socket) -> None:
         if self._listener is listener:
@@ -182,11 +242,11 @@ class Server:
         if hasattr(socket, "TCP_NOTSENT_LOWAT"):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         pending = _Pending(connection, source)
+        self._loop.add_reader(connection, self._first_byte, pending)
         pending.deadline = self._loop.call_later(UPGRADE_SECONDS, self._drop, pending)
         self._pending[pending] = None
         self._pending_from[source] += 1
         self._alive += 1
-        self._loop.add_reader(connection, self._first_byte, pending)
 
     def _first_byte(self, pending: _Pending) -> None:
         connection = pending.connection
@@ -200,7 +260,7 @@ class Server:
         if not head or pending not in self._pending:
             self._end(pending)
         elif (head == _TLS_HELLO) != (self.ssl is not None):
-            self.tls_failed += 1
+            self._no_tls("tls_off" if self.ssl is None else "not_tls")
             if self.ssl is not None:
                 with suppress(OSError):
                     connection.recv(65536)  # closing with input unread would take the answer back
@@ -240,11 +300,20 @@ class Server:
         error = None if task.cancelled() else task.exception()
         # connection_lost comes only to a protocol that connection_made came to.
         if (error or task.cancelled()) and protocol.transport is None:
-            self.tls_failed += secure
+            if secure:
+                # What was dropped here is settled.
+                self._no_tls(failure(error) if pending in self._pending else "too_slow")
             self._end(pending)
         # A peer that breaks off, or fails in TLS, is no news.
         if error is not None and not isinstance(error, OSError):
             self._loop.call_exception_handler({"message": "cannot start a connection", "exception": error})
+
+    def _no_tls(self, reason: str) -> None:
+        self.tls_failed[reason] += 1
+        self._tls_unlogged += 1
+        if self.log is not None and self._tls_line.take(monotonic()):
+            self.log.info("TLS handshake failed", why=reason, unlogged_before=self._tls_unlogged - 1)
+            self._tls_unlogged = 0
 
     def _drop(self, pending: _Pending) -> None:
         """End a connection that is too slow or one too many."""
@@ -252,7 +321,7 @@ class Server:
         with suppress(OSError):
             # Whatever it waits for, it now reads the end of the stream.
             pending.connection.shutdown(socket.SHUT_RDWR)
-        # But uvloop is deaf to a connection that was reset while input was left to read.
+        # But uvloop by itself is deaf to a connection that was reset while input was left to read.
         if pending.protocol is not None and pending.protocol.transport is not None:
             pending.protocol.transport.underlying_transport.abort()
 
@@ -290,7 +359,8 @@ class Server:
             self.settled(protocol.pending)
             protocol.pending = None
         try:
-            answer = _refusal(request) or self._upgrade(_request(request, protocol.remote))
+            asked = _request(request, protocol.remote)
+            answer = self.refuses(asked) or _refusal(request) or self._upgrade(asked)
         except Exception as exc:
             self._loop.call_exception_handler(
                 {"message": "unhandled exception in a WebSocket upgrade handler", "exception": exc}
@@ -368,13 +438,31 @@ def _everybody(host: str) -> bool:
     return True
 
 
+def _nothing(request: Request) -> Reject | None:
+    return None
+
+
+def _file_limit() -> tuple[int, int]:
+    """(the first file descriptor that no connection may have, how many this process may have)."""
+    if sys.platform == "win32":
+        return sys.maxsize, sys.maxsize
+    limit = getrlimit(RLIMIT_NOFILE)[0]
+    if limit == RLIM_INFINITY:
+        return sys.maxsize, sys.maxsize
+    return limit - min(RESERVED_FILES, limit // 4), limit
+
+
 def _refusal(request: WSUpgradeRequest) -> Reject | None:
     """Say no to what is not a WebSocket upgrade of RFC 6455; else bring its headers to the form picows takes.
+
+    A request with no Host or several is none of HTTP/1.1 (RFC 9112 section 3.2).
 
     picows wants `Connection: Upgrade` alone (Firefox sends `keep-alive, Upgrade`), takes drafts 7 and 8, and
     says no only after the upgrade handler has said yes.
     """
     headers = request.headers
+    if len(headers.getall("Host", [])) != 1:
+        return Reject(400, "A request has one Host header.")
     if "websocket" not in _tokens(headers, "Upgrade") or "upgrade" not in _tokens(headers, "Connection"):
         return Reject(426, "This port speaks WebSocket.", {"Upgrade": "websocket"})
     if headers.getall("Sec-WebSocket-Version", []) != ["13"]:

@@ -16,6 +16,21 @@ from time import time
 from shadowmesh.errors import StartError
 
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"  # of TLS 1.2; all of 1.3 are as good
+FAILURES = (
+    "not_tls",
+    "tls_off",
+    "version",
+    "cipher",
+    "alert",
+    "malformed",
+    "broken_off",
+    "too_slow",
+)
+"""Why a connection does not get through TLS: it begins with another byte; TLS is off; no common version; no
+common cipher, curve or signature; the client refuses, in words of TLS; this is no TLS; it ends; it takes too
+long."""
+_NO_VERSION = ("UNSUPPORTED_PROTOCOL", "VERSION_TOO_LOW", "VERSION_TOO_HIGH", "INAPPROPRIATE_FALLBACK")
+_NOTHING_IN_COMMON = ("NO_SHARED", "NO_SUITABLE", "NO_CIPHERS", "NO_COMMON")
 _MISMATCH = ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH")
 
 
@@ -41,20 +56,28 @@ class Certificate:
         """Whether a file is another one than at the latest attempt to load it, be it that it failed."""
         return self._files() != self._seen
 
+    def differs(self, other: Certificate) -> bool:
+        """Whether it was loaded from other files than `other`, or from other contents of them."""
+        return (self._cert_file, self._key_file, self._seen) != (
+            other._cert_file,
+            other._key_file,
+            other._seen,
+        )
+
     def reload(self) -> None:
         """Load both files; when it raises, what was loaded stays. None that expired replaces a valid one."""
         self._seen = self._files()  # before reading, so that a change meanwhile is one
-        chain = _pem("tls.cert_file", self._cert_file, b"CERTIFICATE-----")
-        _pem("tls.key_file", self._key_file, b"PRIVATE KEY-----")
         context = _context()
         try:
-            context.load_cert_chain(self._cert_file, self._key_file, self._passphrase)
+            chain = Path(self._cert_file).read_bytes()
+            context.load_cert_chain(self._cert_file, self._key_file, lambda: b"")  # never ask a terminal
             mode = stat(self._key_file).st_mode
         except OSError as error:
-            raise StartError(self._in_words(error)) from None
+            found = mistakes(self._cert_file, self._key_file)
+            raise StartError("; ".join(found) or self._in_words(error)) from None
         not_after, warnings = self._dates(chain)
         if not_after < time() < self.not_after:
-            raise StartError(f"{warnings[0]}, and the one in use is valid")
+            raise StartError(f"{warnings[0]}; the one in use is valid")
         self.not_after, self.warnings = not_after, warnings
         if mode & 0o007:
             self.warnings.append(
@@ -65,12 +88,6 @@ class Certificate:
 
     def _files(self) -> list[tuple[int, int, int] | None]:
         return [_identity(self._cert_file), _identity(self._key_file)]
-
-    def _passphrase(self) -> str:
-        raise StartError(
-            f"tls.key_file {self._key_file}: the key has a passphrase, which a service cannot be asked for; "
-            f"write it without one: openssl pkey -in {self._key_file} -out NEW_FILE"
-        )
 
     def _in_words(self, error: OSError) -> str:
         if not isinstance(error, SSLError):
@@ -91,14 +108,60 @@ class Certificate:
         try:
             own = x509.load_pem_x509_certificates(chain)[0]
         except ValueError:
-            raise StartError(f"tls.cert_file {self._cert_file}: a certificate in it is malformed") from None
+            raise StartError(
+                f"tls.cert_file {self._cert_file}: a certificate in it is malformed; write the file anew"
+            ) from None
         now, warnings = datetime.now(UTC), []
         if now > own.not_valid_after_utc:
-            warnings.append(f"tls.cert_file {self._cert_file}: expired on {own.not_valid_after_utc:%Y-%m-%d}")
+            until = f"{own.not_valid_after_utc:%Y-%m-%d}"
+            warnings.append(
+                f"tls.cert_file {self._cert_file}: expired on {until}; clients refuse it: renew it"
+            )
         elif now < own.not_valid_before_utc:
             since = f"{own.not_valid_before_utc:%Y-%m-%d %H:%M} UTC"
-            warnings.append(f"tls.cert_file {self._cert_file}: not valid before {since}")
+            warnings.append(f"tls.cert_file {self._cert_file}: not valid before {since}; is the clock right?")
         return own.not_valid_after_utc.timestamp(), warnings
+
+
+def failure(error: BaseException | None) -> str:
+    """Which of FAILURES the error of a handshake is; never a word of the client's."""
+    if not isinstance(error, SSLError) or isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError):
+        return "too_slow" if isinstance(error, TimeoutError) else "broken_off"
+    reason = getattr(error, "reason", None) or ""  # of OpenSSL's table
+    if "ALERT" in reason:
+        return "alert"
+    if reason in _NO_VERSION:
+        return "version"
+    return "cipher" if reason.startswith(_NOTHING_IN_COMMON) else "malformed"
+
+
+def mistakes(cert_file: str, key_file: str) -> list[str]:
+    """What is wrong with each of the two files by itself, in words; for when they could not be loaded."""
+    from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
+    found = []
+    try:
+        x509.load_pem_x509_certificates(_pem("tls.cert_file", cert_file, b"CERTIFICATE-----"))
+    except StartError as error:
+        found.append(str(error))
+    except ValueError:
+        found.append(f"tls.cert_file {cert_file}: a certificate in it is malformed; write the file anew")
+    try:
+        load_pem_private_key(_pem("tls.key_file", key_file, b"PRIVATE KEY-----"), None)
+    except StartError as error:
+        found.append(str(error))
+    except TypeError:
+        found.append(
+            f"tls.key_file {key_file}: the key has a passphrase, which a service cannot be asked for; "
+            f"write it without one: openssl pkey -in {key_file} -out NEW_FILE"
+        )
+    except ValueError:
+        found.append(f"tls.key_file {key_file}: the key in it is malformed; write the file anew")
+    except UnsupportedAlgorithm:
+        pass  # what OpenSSL says of it is better
+    return found
 
 
 def _context() -> SSLContext:
@@ -143,6 +206,8 @@ def _why(error: OSError) -> str:
     match error:
         case FileNotFoundError():
             return "no such file"
+        case IsADirectoryError():
+            return "a directory; give the file in it"
         case PermissionError():
             return "no permission to read it; the service's user needs it for the file and its directories"
         case _:

@@ -6,8 +6,9 @@ here (RFC 6455 section numbers in brackets):
 - Memory: `net.protocol` bounds the read buffer by the largest message allowed now.
 - After a close, ours or the peer's, nothing is delivered; the connection is aborted two seconds later if it
   still exists, whatever the peer does.
-- Fragments are joined up to the same limit, into one buffer, however many they are [5.4]; reserved bits
-  [5.2], wrong order of fragments and text that is not UTF-8 [8.1] close the connection.
+- Fragments are joined up to the same limit, into one buffer, however many they are [5.4], but for the time
+  before the join; reserved bits [5.2], wrong order of fragments and text that is not UTF-8 [8.1] close the
+  connection.
 - Pings are answered here, at a bounded rate, and not into a full write buffer.
 - A bug in one of our handlers goes to the loop's exception handler and closes that connection with 1011.
 """
@@ -23,7 +24,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from aiofastnet.ssl_transport import SSLTransport_Socket  # type: ignore[import-not-found]
 from picows import WSFrame, WSListener, WSMsgType, WSTransport
@@ -42,13 +43,27 @@ Buffer = bytes | bytearray | memoryview
 
 EARLY_LIMIT = MAX_CONTROL
 """Bytes of a message before `raise_limit`."""
+EARLY_FRAGMENTS = 64
+"""Fragments of a message before `raise_limit`: empty ones come under no limit of bytes, and are work too."""
 CLOSE_SECONDS = 2.0
 PING_RATE, PING_BURST = 50, 100
 PONG_ROOM = 16384
 """Bytes waiting to be written above which a ping gets no answer: who does not read gets no queue of pongs."""
 
+LARGE = 600
+"""Bytes of TCP data in a packet: Linux takes what it receives for 536 until a larger one has come."""
+
 _BINARY, _TEXT, _CONTINUATION = WSMsgType.BINARY, WSMsgType.TEXT, WSMsgType.CONTINUATION
 _PING, _PONG, _CLOSE = WSMsgType.PING, WSMsgType.PONG, WSMsgType.CLOSE
+
+
+class _TcpInfo(NamedTuple):
+    largest_received: int  # bytes in a packet
+    in_flight: int  # packets
+    acked: int  # bytes, as all that follow but `delivered`
+    waiting: int
+    delivered: int  # packets
+    sent: int
 
 
 class WebSocket(WSListener):
@@ -60,6 +75,7 @@ class WebSocket(WSListener):
     __slots__ = (
         "_code",
         "_controls",
+        "_fragments",
         "_parts",
         "_parts_kind",
         "_ping",
@@ -125,6 +141,9 @@ class WebSocket(WSListener):
     def on_text(self, text: str) -> None:
         """One TEXT message."""
 
+    def on_unfinished(self, size: int) -> None:
+        """Of a message in fragments `size` bytes have come so far; 0: it is complete."""
+
     def on_pong(self, payload: bytes) -> None:
         """A pong; `rtt` is up to date if it answers the latest `ping()`."""
 
@@ -152,24 +171,52 @@ class WebSocket(WSListener):
         self._ping_at = time.monotonic()
         self._opened().send_ping(self._ping.to_bytes(8))
 
+    def tcp_socket(self) -> socket.socket:
+        """The socket below, for its options."""
+        found: socket.socket = self._opened().underlying_transport.get_extra_info("socket")
+        return found
+
     def delivered(self) -> tuple[int, int] | None:
         """(bytes that the other end's TCP has acknowledged, bytes given to send, with those that wait here).
 
         Both count from the same start, so they tell whether what was sent at some time has got through. None
         where the system does not say: anywhere but on Linux 4.19 and later.
         """
+        if (info := self._tcp_info()) is None:
+            return None
+        return info.acked, info.sent + info.waiting + self.write_buffer_size()
+
+    def about_silence(self) -> str:
+        """What TCP knows about the silence of the other end, in words that go on from it; mostly nothing.
+
+        Packets above some size get lost where a router does not say so (RFC 2923 section 2.1): then what
+        waits for an acknowledgement is large, and what has got one was small; or, the other way round, all
+        of ours has got one, and nothing large has ever come.
+        """
+        if (info := self._tcp_info()) is None:
+            return ""
+        in_flight = info.sent - info.acked
+        if in_flight:
+            large = in_flight >= LARGE * info.in_flight and info.acked < LARGE * info.delivered
+            return ": large packets seem to get lost on the way" if large else ""
+        return ", though it gets what is sent" if info.largest_received <= LARGE else ""
+
+    def _tcp_info(self) -> _TcpInfo | None:
         if sys.platform != "linux":
             return None
         opened = self._opened()
-        transport = opened.underlying_transport
         try:
-            info = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 216)
-            # bytes_acked, notsent_bytes, bytes_sent, bytes_retrans of struct tcp_info (linux/tcp.h); the
-            # first of them counts the SYN too, where this side sent one that was no answer.
-            acked, waiting, sent, again = struct.unpack("=120xQ16xI52xQQ", info)
+            raw = self.tcp_socket().getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 216)
+            # rcv_mss, unacked, bytes_acked, notsent_bytes, delivered, bytes_sent, bytes_retrans of struct
+            # tcp_info (linux/tcp.h); bytes_acked counts the SYN too, where this side sent one that was no
+            # answer.
+            largest, in_flight, acked, waiting, delivered, sent, again = struct.unpack(
+                "=20xII92xQ16xI44xI4xQQ", raw
+            )
         except (OSError, struct.error):
             return None
-        return acked - opened.is_client_side, sent - again + waiting + self.write_buffer_size()
+        acked -= opened.is_client_side
+        return _TcpInfo(largest, in_flight, acked, waiting, delivered, sent - again)
 
     def close(self, code: int = 1000, reason: str = "") -> None:
         """Start the closing handshake; nothing when closing already. `reason` is cut to 123 ASCII bytes."""
@@ -308,14 +355,22 @@ class WebSocket(WSListener):
     def _on_fragment(self, kind: WSMsgType, frame: WSFrame) -> None:
         if self._parts is None:
             self._parts, self._parts_kind, self._special = bytearray(), kind, True
+            self._fragments = 0
         assert self._protocol is not None
+        self._fragments += 1
+        if self._fragments > EARLY_FRAGMENTS and self._protocol.limit <= EARLY_LIMIT:
+            self.close(self.early_close[0], "too many fragments before the join")
+            return
         if len(self._parts) + frame.payload_size > self._protocol.limit:
             self.too_long()
             return
         self._parts += frame.get_payload_as_memoryview()
         if frame.fin:
             message, self._parts, self._special = self._parts, None, False
+            self.on_unfinished(0)
             self._deliver(self._parts_kind, memoryview(message))
+        else:
+            self.on_unfinished(len(self._parts))
 
     def _deliver(self, kind: WSMsgType, data: memoryview) -> None:
         if kind is _BINARY:

@@ -57,7 +57,8 @@ class Relay:
 
     async def reconfigure(self, config: RelayConfig) -> None:
         """Take over a configuration that moves no port. Raises StartError, and then nothing has changed."""
-        certificate = _certificate(config)
+        certificate, old = _certificate(config), self.server.certificate
+        renewed = certificate is not None and old is not None and certificate.differs(old)
         keys = await asyncio.to_thread(_keys, config)
         if config.metrics_enabled and self.metrics is None:
             self.metrics = await _serve_metrics(self.server, config)
@@ -65,9 +66,13 @@ class Relay:
             closing, self.metrics = self.metrics, None
             await closing.close()
         self._use(certificate)
-        self.server.reconfigure(config)
+        if certificate is not None and renewed:
+            _say_renewed(certificate)
+        of_networks = await self.server.reconfigure(config)
         self.keys = keys
-        self.server.use_keys(keys.keys if keys else None)
+        of_keys = await self.server.use_keys(keys.keys if keys else None)
+        if of_networks or of_keys:
+            log.info("clients sent away by the configuration", by_network=of_networks, by_key=of_keys)
 
     async def stop(self) -> None:
         """Send the clients away and close all ports; within 8 seconds, whatever the clients do."""
@@ -96,7 +101,7 @@ class Relay:
         else:
             _warn_of(certificate)
             self._use(certificate)
-            log.info("certificate renewed", valid_until=last_day(certificate))
+            _say_renewed(certificate)
 
     async def _watch_keys(self) -> None:
         while True:
@@ -106,7 +111,7 @@ class Relay:
                 continue
             if file.changed():
                 await self._reload_keys(file)
-            self.server.expire_keys()
+            await self.server.expire_keys()
 
     async def _reload_keys(self, file: KeysFile) -> None:
         try:
@@ -116,7 +121,7 @@ class Relay:
             log.error("API keys not reloaded, those in use stay", why=str(error))
             return
         if file is self.keys:
-            withdrawn = self.server.use_keys(file.keys)
+            withdrawn = await self.server.use_keys(file.keys)
             log.info("API keys reloaded", keys=len(file.keys), connections_ended=withdrawn)
 
 
@@ -125,7 +130,7 @@ async def start(config: RelayConfig, timing: Timing | None = None) -> Relay:
     certificate = _certificate(config)
     keys = _keys(config)
     server = Server(config, timing)
-    server.use_keys(keys.keys if keys else None)
+    await server.use_keys(keys.keys if keys else None)
     server.certificate, server.lag = certificate, LoopLag()
     health = metrics = None
     try:
@@ -163,6 +168,10 @@ def _keys(config: RelayConfig) -> KeysFile | None:
 def last_day(certificate: Certificate) -> str:
     """The day on which it expires."""
     return f"{datetime.fromtimestamp(certificate.not_after, UTC):%Y-%m-%d}"
+
+
+def _say_renewed(certificate: Certificate) -> None:
+    log.info("certificate renewed", valid_until=last_day(certificate))
 
 
 def _warn_of(certificate: Certificate) -> None:

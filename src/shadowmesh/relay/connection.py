@@ -13,18 +13,23 @@ and a connection changes its class: so it costs the others nothing.
 from __future__ import annotations
 
 import secrets
+import socket
+from asyncio import get_running_loop
+from contextlib import suppress
+from math import inf
 from random import randrange
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from shadowmesh.crypto.join import verify_join
 from shadowmesh.errors import ControlError, JoinError
+from shadowmesh.net.sendbuffer import SendBuffer
 from shadowmesh.net.websocket import WebSocket
 from shadowmesh.ratelimit import TokenBucket
 from shadowmesh.relay.admission import GoneLimiter
 from shadowmesh.relay.counters import MEASURED_EVERY
 from shadowmesh.relay.outbox import FRAME_COST, Outbox
-from shadowmesh.relay.pacing import Pace, Pacing
+from shadowmesh.relay.pacing import Pace, Pacing, Reader, receive_buffer
 from shadowmesh.relay.router import MAX_HELD, Member, Outcome
 from shadowmesh.wire.control import (
     CLOSE_JOIN_REFUSED,
@@ -65,6 +70,8 @@ _REFUSALS = {
     CLOSE_RESTART: "draining",
 }
 CONTROL_RATE, CONTROL_BURST = 10.0, 30.0
+WATCHED = 64 * 1024
+"""Bytes sent to a client in a tick from which on we look that no long queue of them grows on the way."""
 CONTROL_ROOM = 32 * 1024
 """Bytes of answers that may wait for a client, behind the frames that its socket has not taken."""
 
@@ -93,6 +100,7 @@ class Connection(WebSocket):
         "_asked",
         "_behind",
         "_blocked",
+        "_buffer",
         "_counters",
         "_limits",
         "_nonce",
@@ -103,7 +111,10 @@ class Connection(WebSocket):
         "_progress_at",
         "_room",
         "_server",
+        "_unfinished",
+        "_unfinished_at",
         "_waiting",
+        "_watched",
         "bytes_in",
         "bytes_out",
         "client",
@@ -142,9 +153,16 @@ class Connection(WebSocket):
         """Bytes of frames that may join those, before the outbox is used."""
         self._behind = 0
         """What has joined them, as `Memory` counts it."""
+        self._unfinished = 0
+        """Bytes of a message whose fragments have not all come, since `_unfinished_at`."""
+        self._unfinished_at = 0.0
         self._waiting: list[float] = []
         """When those of the measured frames were read whose last bytes the kernel has not taken yet."""
         self._outbox: Outbox | None = None
+        self._buffer: SendBuffer | None = None
+        """Of one that was sent much."""
+        self._watched = 0
+        """`bytes_out` when it was last looked at."""
         self._progress = -1
         """Bytes that the client's TCP had acknowledged at `_progress_at`; watched while it takes no more."""
         self._progress_at = 0.0
@@ -193,7 +211,22 @@ class Connection(WebSocket):
             return self.end(CLOSE_POLICY, "asks without reading the answers")
         if isinstance(message, Addresses):
             held, refused = _answer(self._server.claim(self.member, message, now))
-            self.send_text(encode(AddressesResult(held, refused)))
+            answer = encode(AddressesResult(held, refused))
+            if self._blocked:
+                self._behind += len(answer) + FRAME_COST
+                if not self._server.memory.charge(len(answer) + FRAME_COST):
+                    return self.end(CLOSE_POLICY, "asks without reading the answers")
+            self.send_text(answer)
+
+    def on_unfinished(self, size: int) -> None:
+        """Its fragments are memory of the relay, and have a deadline."""
+        if self.member is None:
+            return
+        grown, self._unfinished = size - self._unfinished, size
+        if size and size == grown:
+            self._unfinished_at = monotonic()
+        if not self._server.memory.charge(grown) and size:
+            self.end(CLOSE_POLICY, "no memory for a message in fragments")
 
     def on_pong(self, payload: bytes) -> None:
         """The client lives, and keeps its addresses."""
@@ -202,19 +235,24 @@ class Connection(WebSocket):
 
     def on_closed(self, code: int | None, reason: str) -> None:
         """The WebSocket is gone: closed by us, by its own rules or by the client, or just lost."""
+        self._closed(code, reason)
+        self._server.closed(self)
+
+    def end(self, code: int, reason: str, kind: str = "") -> None:
+        """Close, and give up addresses and place at once. kind: of `counters.REFUSALS`, if not the code's."""
+        if self.closing:
+            self._closed(self._code, self._reason)  # this code was or will be sent, and no other
+        else:
+            self._count(code, reason, kind)
+            self.close(code, reason)
+            self._finish(f"closed with {code}: {reason}")
+
+    def _closed(self, code: int | None, reason: str) -> None:
         if code is not None and self.closed_here and not self.done:
             self._count(code, reason)
             self._finish(f"closed with {code}: {reason}")
         else:
             self._finish("connection lost" if code is None else f"closed by the client ({code})")
-        self._server.closed(self)
-
-    def end(self, code: int, reason: str, kind: str = "") -> None:
-        """Close, and give up addresses and place at once. kind: of `counters.REFUSALS`, if not the code's."""
-        if not self.done:
-            self._count(code, reason, kind)
-            self.close(code, reason)
-            self._finish(f"closed with {code}: {reason}")
 
     def fail(self, error: Exception) -> None:
         """A bug of ours has met this connection: report it, and end no other."""
@@ -239,12 +277,19 @@ class Connection(WebSocket):
         if not self.done:
             self.done = True
             self._free_behind()
+            self._server.memory.used -= self._unfinished
+            self._unfinished = 0
+            if self._buffer is not None:
+                self._buffer.close()
             if self._outbox is not None:
                 self._outbox.clear("receiver_left")
             self._server.left(self, reason)
 
     def check(self, now: float) -> None:
         """Look at the deadlines. Called every tick."""
+        if self.bytes_out - self._watched >= WATCHED:
+            self._send_buffer().watch()
+        self._watched = self.bytes_out
         timing = self._server.timing
         if self.heard:
             self.heard, self.heard_at, self._pinged = False, now, False
@@ -255,6 +300,8 @@ class Connection(WebSocket):
                 self.end(CLOSE_JOIN_TIMEOUT, "no join in time")
         elif now - self.heard_at >= timing.dead:
             self.end(CLOSE_POLICY, "no answer to pings")
+        elif self._unfinished and now - self._unfinished_at >= timing.join:
+            self.end(CLOSE_POLICY, "the fragments of a message come too slowly")
         elif self._blocked and now - self._last_progress(now) >= timing.dead:
             self.end(CLOSE_POLICY, "takes no data")
         elif now - self.heard_at >= timing.keepalive and not self._pinged:
@@ -298,7 +345,7 @@ class Connection(WebSocket):
     def join(self) -> None:
         """Verify the join that was asked for, and answer it."""
         server, message, now = self._server, self._asked, monotonic()
-        if message is None or self.done:
+        if message is None or self.closing:
             return
         self._asked = None
         try:
@@ -315,8 +362,15 @@ class Connection(WebSocket):
             server.gate.check(self.grant, claims)
             if refusal := server.refuses_join(self, claims):
                 return self.end(CLOSE_FULL, *refusal)
+            old = server.router.joined(claims.network, claims.device)
             outcome = server.router.join(
-                self, claims.network, claims.device, claims.instance, claims.addresses, now
+                self,
+                claims.network,
+                claims.device,
+                claims.instance,
+                claims.addresses,
+                now,
+                server.gate.most_addresses(self, old),
             )
         except (ControlError, JoinError) as error:
             return self.end(CLOSE_JOIN_REFUSED, str(error))
@@ -360,12 +414,12 @@ class Connection(WebSocket):
             return self._drop("own_destination")
         try:
             clock = self._server.clock
-            receiver.deliver(frame, clock.at or clock.begin())
+            receiver.deliver(frame, clock.at or clock.begin(), member)
         except Exception as error:
             self._counters.drops["internal_error"] += 1
             receiver.fail(error)
 
-    def deliver(self, frame: memoryview, read_at: float) -> None:
+    def deliver(self, frame: memoryview, read_at: float, sender: Member[Connection]) -> None:
         """Send a frame to this client, or keep a copy while its socket takes no more.
 
         read_at: monotonic time at which the turn of the event loop began that read it.
@@ -382,7 +436,7 @@ class Connection(WebSocket):
         else:
             if self._outbox is None:
                 self._outbox = Outbox(self._server.memory, self)
-            self._outbox.push(bytes(frame), read_at)
+            self._outbox.push(bytes(frame), read_at, sender.device)
 
     def _sent(self, read_at: float) -> None:
         """Measure the latency: of each frame that waits for the kernel to take it, of some that do not."""
@@ -418,19 +472,31 @@ class Connection(WebSocket):
     def pause_writing(self) -> None:
         """The kernel takes no more: frames wait from here on."""
         self._blocked = True
+        self._send_buffer().blocked()
         self._room = self._server.config.write_buffer_size - self.write_buffer_size()
+
+    def _send_buffer(self) -> SendBuffer:
+        if self._buffer is None:
+            self._buffer = SendBuffer(self.tcp_socket(), get_running_loop())
+        return self._buffer
 
     def resume_writing(self) -> None:
         """The kernel has taken everything: send what waits until it is full again."""
         self._blocked = False
+        self._send_buffer().unblocked()
         self._free_behind()
         for read_at in self._waiting:
             self._record(read_at)
         self._waiting.clear()
-        outbox = self._outbox
+        outbox, now = self._outbox, monotonic()
         while outbox and not self.closing:
+            if self._blocked and self._room <= 0:
+                return
+            item = outbox.pop(now)
+            if item is None:
+                break
+            frame, read_at = item
             if not self._blocked:
-                frame, read_at = outbox.pop()
                 self.send_binary(frame)
                 self.frames_out += 1
                 self.bytes_out += len(frame)
@@ -438,10 +504,8 @@ class Connection(WebSocket):
                     self._waiting.append(read_at)
                 else:
                     self._record(read_at)
-            elif self._room > 0:
-                self._send_behind(*outbox.pop())  # as much room as it had
             else:
-                return
+                self._send_behind(frame, read_at)  # as much room as it had
         if not outbox:
             self._outbox = None
 
@@ -479,20 +543,24 @@ class Connection(WebSocket):
     def pace(self, paces: tuple[Pace, ...]) -> tuple[Pace, ...]:
         """Be read from no faster than `paces` allow, from now on; return those of until now.
 
-        With paces the class is to be `Paced`.
+        With paces the class is `Paced` by now. Not to be called from a hook that reads.
         """
-        old = self._pacing
-        self._pacing = Pacing(paces, self.bytes_in) if paces else None
-        if old is None:
-            return ()
-        now = monotonic()
-        old.spend(self.bytes_in, now)
-        if old.due is not None:
-            old.due.cancel()
-        if old.paused:
-            self.heard_at = now
-            self.resume_reading()
-        return old.paces
+        old, now = self._pacing, monotonic()
+        if old is not None:
+            old.spend(self.bytes_in, now)
+        if old is None or paces != old.paces:
+            self._pacing = None
+            if old is not None and old.stop():
+                self.heard_at = now
+                self.resume_reading()
+            if paces:
+                self._pacing = Pacing(cast(Reader, self), paces, self.bytes_in)
+                self._pacing.start(now)
+        changed = bool(paces or old is not None) and not self.closing
+        if changed and (size := receive_buffer(min((pace.rate for pace in paces), default=inf))):
+            with suppress(OSError):  # the connection is lost, and we have not heard of it yet
+                self.tcp_socket().setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+        return () if old is None else old.paces
 
 
 class Draining(Connection):

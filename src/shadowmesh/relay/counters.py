@@ -19,6 +19,7 @@ DROP_REASONS = (
     "not_here",
     "disconnected",
     "queue_full",
+    "queue_delay",
     "relay_memory",
     "receiver_left",
     "draining",

@@ -1,7 +1,8 @@
 """The file of a relay's API keys: JSON that `shadowmesh relay-keys` writes and the relay reads.
 
     {"version": 1, "keys": [{"id", "name", "sha256", "created", "expires", "network", "max_connections",
-                             "bytes_per_second", "revoked", "previous": {"sha256", "expires"}}]}
+                             "max_addresses", "bytes_per_second", "revoked",
+                             "previous": {"sha256", "expires"}}]}
 
 Every member is there; `expires`, `network`, `revoked` and `previous` may be null. One that is not known is an
 error: it may be a restriction.
@@ -29,8 +30,8 @@ MAX_FILE = 4 << 20
 NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 """Names of keys: short, and not taken for an option or a path."""
 _MEMBERS = (
-    *("id", "name", "sha256", "created", "expires", "network", "max_connections", "bytes_per_second"),
-    *("revoked", "previous"),
+    *("id", "name", "sha256", "created", "expires", "network", "max_connections", "max_addresses"),
+    *("bytes_per_second", "revoked", "previous"),
 )
 _HEX32 = re.compile("[0-9a-f]{64}")
 _TIME = re.compile("[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
@@ -135,6 +136,7 @@ def _entry(key: Key) -> dict[str, object]:
         "expires": None if key.expires is None else time_text(key.expires),
         "network": None if key.network is None else key.network.hex(),
         "max_connections": key.max_connections,
+        "max_addresses": key.max_addresses,
         "bytes_per_second": key.bytes_per_second,
         "revoked": None if key.revoked is None else time_text(key.revoked),
         "previous": previous and {"sha256": previous.digest.hex(), "expires": time_text(previous.expires)},
@@ -155,6 +157,7 @@ def _key(entry: object) -> Key:
         expires=None if expires is None else _time("expires", expires),
         network=None if network is None else _hex32("network", network),
         max_connections=_number("max_connections", members["max_connections"]),
+        max_addresses=_number("max_addresses", members["max_addresses"]),
         bytes_per_second=_number("bytes_per_second", members["bytes_per_second"], LEAST_RATE),
         revoked=None if revoked is None else _time("revoked", revoked),
         previous=None if previous is None else _previous(previous),

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from hmac import compare_digest
+from typing import NamedTuple
 
 from shadowmesh.apikey import API_KEY
 
@@ -20,7 +21,7 @@ _NO_DIGEST = bytes(32)
 
 @dataclass(frozen=True, slots=True)
 class Previous:
-    """The key that a rotated one replaces, good until `expires`."""
+    """The key that a rotated one replaces, good until `expires`, and known as replaced from then on."""
 
     digest: bytes = field(repr=False)
     expires: int
@@ -40,6 +41,7 @@ class Key:
     bytes_per_second: int = 0
     revoked: int | None = None
     previous: Previous | None = None
+    max_addresses: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,14 @@ class Grant:
     expires: int | None
     digest: bytes = field(repr=False)
     """Of the key that was shown: after a rotation its holder has another one."""
+    max_addresses: int = 0
+
+
+class Refusal(NamedTuple):
+    """Why a key grants nothing. is_ours: it is, or was, good; who shows it does not try keys out."""
+
+    why: str
+    is_ours: bool = False
 
 
 class Keys:
@@ -70,37 +80,45 @@ class Keys:
         ids = self._keys.keys() | other._keys.keys()
         return {each for each in ids if self._keys.get(each) != other._keys.get(each)}
 
-    def admit(self, authorization: Sequence[str], now: float) -> Grant | str:
-        """What the Authorization headers of a request grant, or in words why nothing."""
+    def admit(self, authorization: Sequence[str], now: float) -> Grant | Refusal:
+        """What the Authorization headers of a request grant, or why nothing."""
         if not authorization:
-            return ASKED
+            return Refusal(ASKED)
         scheme, _, shown = authorization[0].strip().partition(" ")
         found = API_KEY.fullmatch(shown.strip())
         if len(authorization) > 1 or scheme.lower() != "bearer" or found is None:
-            return "malformed Authorization header; Bearer and an API key belong there"
+            return Refusal("malformed Authorization header; Bearer and an API key belong there")
         return self._grant(found[1], sha256(found[0].encode()).digest(), now)
 
     def renew(self, grant: Grant, now: float) -> Grant | str:
         """What the key of `grant` grants now, or in words why nothing any more."""
-        return self._grant(grant.id, grant.digest, now)
+        renewed = self._grant(grant.id, grant.digest, now)
+        return renewed.why if isinstance(renewed, Refusal) else renewed
 
-    def _grant(self, key_id: str, digest: bytes, now: float) -> Grant | str:
+    def _grant(self, key_id: str, digest: bytes, now: float) -> Grant | Refusal:
         # An unknown id takes as long as a wrong secret; ids are no secret, though.
         key = self._keys.get(key_id)
         previous = key.previous if key else None
         is_current = compare_digest(key.digest if key else _NO_DIGEST, digest)
         is_previous = compare_digest(previous.digest if previous else _NO_DIGEST, digest) and bool(previous)
         if key is None or not (is_current or is_previous):
-            return "unknown API key"
+            return Refusal("unknown API key")
         if key.revoked is not None:
-            return "this API key is revoked"
+            return Refusal("this API key is revoked", is_ours=True)
         if key.expires is not None and key.expires <= now:
-            return "this API key has expired"
+            return Refusal("this API key has expired", is_ours=True)
         expires = key.expires
         if not is_current and previous is not None:
             if previous.expires <= now:
-                return "this API key was replaced by a new one"
+                return Refusal("this API key was replaced by a new one", is_ours=True)
             expires = previous.expires if expires is None else min(previous.expires, expires)
         return Grant(
-            key.id, key.name, key.network, key.max_connections, key.bytes_per_second, expires, digest
+            key.id,
+            key.name,
+            key.network,
+            key.max_connections,
+            key.bytes_per_second,
+            expires,
+            digest,
+            key.max_addresses,
         )

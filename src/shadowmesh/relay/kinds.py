@@ -6,14 +6,14 @@ A connection changes its class when what is wanted of it changes (`kind`), so th
 from __future__ import annotations
 
 from asyncio import get_running_loop
+from fcntl import ioctl
+from termios import FIONREAD
 from time import monotonic
 
 from shadowmesh.relay.connection import Connection
 from shadowmesh.relay.log import shown
 from shadowmesh.wire.frame import HEADER_SIZE, MIN_FRAME
 
-SHORTEST_PAUSE = 0.002
-"""Seconds: to pause for less costs more than it holds back, and the debt stays."""
 PAUSED_PING = 1.0
 """Seconds between pings to a client that is not read from: it gets no other answer, and must not think that
 the relay is gone."""
@@ -64,27 +64,29 @@ class Paced(Connection):
 
     def _pay(self) -> None:
         pacing = self._pacing
-        if pacing is None:
-            return
-        pacing.due = None
-        wait = pacing.spend(self.bytes_in, monotonic())
-        if wait >= SHORTEST_PAUSE and not self.closing:
-            pacing.paused = True
-            self.pause_reading()
-            pacing.due = get_running_loop().call_later(wait, self.guard, self._go_on)
+        if pacing is not None and not self.closing:
+            pacing.due = None
+            pacing.pay(self.bytes_in, monotonic())
 
-    def _go_on(self) -> None:
-        pacing = self._pacing
-        if pacing is not None:
-            pacing.due, pacing.paused = None, False
-            self.heard_at = monotonic()
-            self.resume_reading()
+    def hold(self) -> None:
+        """Be read from no more."""
+        if not self.closing:
+            self.guard(self.pause_reading)
+
+    def go_on(self) -> None:
+        """Be read from again."""
+        self.heard_at = monotonic()
+        self.guard(self.resume_reading)
+
+    def has_input(self) -> bool:
+        """Whether bytes wait in the kernel."""
+        return not self.closing and any(ioctl(self.tcp_socket().fileno(), FIONREAD, bytes(4)))
 
     def check(self, now: float) -> None:
-        """Take nobody for silent whom we do not listen to."""
+        """Take nobody for silent or slow whom we do not listen to."""
         pacing, member = self._pacing, self.member
         if pacing is not None and pacing.paused and member is not None:
-            member.heard_at = now
+            member.heard_at = self._unfinished_at = now
             if now - self.heard_at >= min(PAUSED_PING, self._server.timing.keepalive):
                 self.heard_at = now
                 self.ping()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from shadowmesh import __version__
@@ -22,8 +22,9 @@ def collect(server: Server, now: float) -> Iterator[Metric | Latencies]:
     here = {"region": server.config.region}
     for name, text, kind, value in _numbers(server, now):
         yield Metric(PREFIX + name, text, kind, [(here, value)])
-    counters = server.counters
+    counters, listener = server.counters, server.listener
     for name, text, label, values in (
+        ("tls_failed_total", "Connections that did not get through TLS.", "reason", _tls_failed(listener)),
         ("drops_total", "Data frames dropped.", "reason", counters.drops),
         ("refused_total", "Connections that were not let in.", "reason", counters.refused),
         ("closes_total", "WebSocket close codes sent.", "code", counters.closes),
@@ -69,13 +70,16 @@ def _numbers(server: Server, now: float) -> Iterator[tuple[str, str, Kind, float
         yield "certificate_expiry_timestamp_seconds", text, "gauge", expiry
 
 
+def _tls_failed(listener: Listener | None) -> Mapping[str, int]:
+    return {} if listener is None else listener.tls_failed
+
+
 def _listener(listener: Listener) -> Iterator[tuple[str, str, Kind, float]]:
     yield "accepts_total", "TCP connections accepted.", "counter", listener.accepted
-    yield "accept_errors_total", "Failed accept calls.", "counter", listener.accept_errors
+    text = "Connections that the system, or the bound on file descriptors, did not let in."
+    yield "accept_errors_total", text, "counter", listener.accept_errors
     text = "Connections closed before they asked for anything, because there were too many such."
     yield "idle_refused_total", text, "counter", listener.pending_refused
-    text = "Failed TLS handshakes, TLS where it is off, none where it is on."
-    yield "tls_failed_total", text, "counter", listener.tls_failed
 
 
 def _times(server: Server, here: dict[str, str], now: float) -> Iterator[Metric | Latencies]:

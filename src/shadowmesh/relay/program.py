@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 from shadowmesh import __version__
 from shadowmesh.config.loader import DEFAULT_RELAY_PATH, load_relay_config
 from shadowmesh.config.reload import changed, merged, needs_restart
+from shadowmesh.config.values import LEVELS
 from shadowmesh.errors import ConfigError, StartError
 from shadowmesh.net.loop import run_loop
 from shadowmesh.observe.logging import Style, configure, drain, get_logger
@@ -57,6 +58,7 @@ class _Program:
         # A file once read is missed when it is gone; without one, each reload looks whether there is one now.
         self._file = file or (DEFAULT_RELAY_PATH if loaded.source == DEFAULT_RELAY_PATH else None)
         self._notifier = Notifier()
+        self._refused = False  # the latest reload
         self._stop = asyncio.Event()
         self._hangup = asyncio.Event()
         self._relay: Relay
@@ -145,7 +147,8 @@ class _Program:
         share = f"{admission.joined} of {admission.max_connections} connections"
         if self._stop.is_set():
             return f"Stopping: {len(self._relay.server.connections)} connections left"
-        return f"Serving {share} ({admission.utilization_percent:.1f} %)"
+        refused = "; the last reload was refused, see the log" if self._refused else ""
+        return f"Serving {share} ({admission.utilization_percent:.1f} %){refused}"
 
     async def _tell_status(self) -> None:
         while True:
@@ -159,8 +162,10 @@ class _Program:
             await self._hangup.wait()
             self._hangup.clear()
             self._notifier.reloading()
+            self._refused = True
             try:
                 await self._reload()
+                self._refused = False
                 self._check_files(files)
             except ConfigError as error:
                 for problem in error.problems:
@@ -180,8 +185,10 @@ class _Program:
         self._config, self._source = config, loaded.source
         if loaded.source == DEFAULT_RELAY_PATH:
             self._file = DEFAULT_RELAY_PATH
-        configure(config.log_level, cast(Style, config.log_format))
-        for warning in loaded.warnings:
+        style = cast(Style, config.log_format)
+        # Whoever asks for a quieter log still hears in it that the reload is done.
+        configure(min(old.log_level, config.log_level, key=LEVELS.index), style)
+        for warning in loaded.cautions(config):
             log.warning(warning)
         for refusal in needs_restart(old, loaded.config):
             log.warning(refusal)
@@ -190,6 +197,7 @@ class _Program:
             changed=", ".join(changed(old, loaded.config)) or "nothing",
             config=loaded.source,
         )
+        configure(config.log_level, style)
 
 
 def _place(host: str | None, port: int) -> str:

@@ -16,10 +16,13 @@ Everybody else's claim is refused and changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
 
+from shadowmesh.crowd import Crowd
 from shadowmesh.errors import JoinError
 
 MAX_HELD = 64
@@ -108,16 +111,28 @@ class Outcome(Generic[C]):
 
 
 class Router(Generic[C]):
-    """Address tables of all networks. `now` is monotonic seconds; `max_away` bounds the entries in grace.
+    """Address tables of all networks. `now` is monotonic seconds.
 
+    max_away: bound on the entries in grace; beyond it the oldest of the network with most of them is free.
     max_addresses: entries of one network, those in grace too; 0: no limit. It may be changed at any time.
+    heard: whether something has come from a connection that is not in its `heard_at` yet.
     """
 
-    def __init__(self, max_away: int, *, grace: float = GRACE, probe_timeout: float = PROBE_TIMEOUT) -> None:
+    def __init__(
+        self,
+        max_away: int,
+        *,
+        grace: float = GRACE,
+        probe_timeout: float = PROBE_TIMEOUT,
+        heard: Callable[[C], bool] = lambda connection: False,
+    ) -> None:
         self._grace = grace
         self._probe_timeout = probe_timeout
+        self._heard = heard
         self._networks: dict[bytes, _Network[C]] = {}
-        self._away: dict[_Entry[C], None] = {}
+        self._away: OrderedDict[_Entry[C], None] = OrderedDict()
+        """Those in grace, the oldest first."""
+        self._away_of: Crowd[_Network[C], _Entry[C]] = Crowd()
         self._max_away = max_away
         self.max_addresses = 0
 
@@ -150,8 +165,9 @@ class Router(Generic[C]):
         instance: bytes,
         addresses: Iterable[bytes],
         now: float,
+        most: int = MAX_HELD,
     ) -> Outcome[C]:
-        """Add a verified connection, which takes over what its device had.
+        """Add a verified connection, which takes over what its device had. It may hold `most` addresses.
 
         Raises JoinError when several processes fight for the device.
         """
@@ -175,19 +191,24 @@ class Router(Generic[C]):
         wanted = dict.fromkeys(addresses)
         for entry in [e for address, e in device.entries.items() if address not in wanted]:
             self._free(entry)
-        self._claim(outcome, wanted, now)
+        self._claim(outcome, wanted, now, most)
         return outcome
 
     def claim(
-        self, member: Member[C], add: Iterable[bytes], remove: Iterable[bytes], now: float
+        self,
+        member: Member[C],
+        add: Iterable[bytes],
+        remove: Iterable[bytes],
+        now: float,
+        most: int = MAX_HELD,
     ) -> Outcome[C]:
-        """Release `remove`, then claim `add`, for a joined connection."""
+        """Release `remove`, then claim `add`, for a joined connection, which may hold `most` addresses."""
         for address in remove:
             if address in member.held:
                 member.held.discard(address)
                 self._free(member.network.entries[address])
         outcome = Outcome(member)
-        self._claim(outcome, add, now)
+        self._claim(outcome, add, now, most)
         return outcome
 
     def leave(self, member: Member[C], now: float) -> None:
@@ -204,22 +225,27 @@ class Router(Generic[C]):
             entry.expires = now + self._grace
             del network.routes[address]
             self._away[entry] = None
+            self._away_of.add(network, entry)
         member.held.clear()
         self._forget_if_unused(network, member.device)
         self._trim()
 
     def resize(self, max_away: int) -> None:
-        """Set the bound on entries in grace; those beyond it, the oldest, are free."""
+        """Set the bound on entries in grace; those beyond it are free."""
         self._max_away = max_away
         self._trim()
 
-    def expire(self, now: float) -> None:
-        """Free the entries whose grace is over. Call it every second or so."""
-        while self._away:
-            entry = next(iter(self._away))
-            if entry.expires > now:
-                return
+    def expire(self, now: float, most: int = sys.maxsize) -> bool:
+        """Free the entries whose grace is over, at most so many; whether there may be more.
+
+        Call it every second or so.
+        """
+        for _ in range(most):
+            entry = next(iter(self._away), None)
+            if entry is None or entry.expires > now:
+                return False
             self._free(entry)
+        return True
 
     def is_away(self, member: Member[C], address: bytes) -> bool:
         """Whether an address without a route in the member's network had a holder a moment ago."""
@@ -227,19 +253,22 @@ class Router(Generic[C]):
         return entry is not None and entry.member is None
 
     def _trim(self) -> None:
+        # Of the network that has most in grace: made-up ones must not push out those of others.
         while len(self._away) > self._max_away:
-            self._free(next(iter(self._away)))
+            self._free(self._away_of.oldest_of_most())
 
-    def _claim(self, outcome: Outcome[C], addresses: Iterable[bytes], now: float) -> None:
+    def _claim(self, outcome: Outcome[C], addresses: Iterable[bytes], now: float, most: int) -> None:
         member = outcome.member
         for address in addresses:
             if address in member.held:
                 continue
-            if len(member.held) >= MAX_HELD:
-                outcome.refused.append((address, "too_many"))
-                continue
             entries = member.network.entries
             entry = entries.get(address)
+            if len(member.held) >= min(most, MAX_HELD):
+                if entry is not None and entry.device == member.device:
+                    self._free(entry)  # of its older connection, which had more
+                outcome.refused.append((address, "too_many"))
+                continue
             if entry is None and 0 < self.max_addresses <= len(entries):
                 outcome.refused.append((address, "too_many"))
                 continue
@@ -253,6 +282,8 @@ class Router(Generic[C]):
         holder = entry.member
         if holder is None:
             return entry.expires <= now
+        if self._heard(holder.connection):
+            holder.heard_at = now
         probed_at = holder.probed_at
         # Not for each who asks: a crowd would have the holder answer more pings than it may.
         if probed_at is None or holder.heard_at > probed_at <= now - self._probe_timeout:
@@ -278,18 +309,24 @@ class Router(Generic[C]):
             entry = network.entries[address] = _Entry(network, address, member, now)
             network.devices[member.device].entries[address] = entry
         else:
-            self._away.pop(entry, None)
+            self._come_back(entry)
             entry.member, entry.since = member, now
         network.routes[address] = member.connection
         member.held.add(address)
 
     def _free(self, entry: _Entry[C]) -> None:
         network = entry.network
-        self._away.pop(entry, None)
+        self._come_back(entry)
         network.routes.pop(entry.address, None)
         del network.entries[entry.address]
         del network.devices[entry.device].entries[entry.address]
         self._forget_if_unused(network, entry.device)
+
+    def _come_back(self, entry: _Entry[C]) -> None:
+        """An entry that may be in grace is so no more."""
+        if entry in self._away:
+            del self._away[entry]
+            self._away_of.remove(entry.network, entry)
 
     def _forget_if_unused(self, network: _Network[C], device_id: bytes) -> None:
         device = network.devices[device_id]

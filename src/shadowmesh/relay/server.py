@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING
 from shadowmesh.net.server import Reject, Request
 from shadowmesh.net.turn import TurnClock
 from shadowmesh.net.websocket import CLOSE_SECONDS
-from shadowmesh.relay.admission import Admission, Refusal
-from shadowmesh.relay.connection import CLOSE_RESTART, Connection, Draining
+from shadowmesh.observe.logging import get_logger
+from shadowmesh.relay.admission import Admission
+from shadowmesh.relay.admission import Refusal as NoRoom
+from shadowmesh.relay.connection import CLOSE_FULL, CLOSE_RESTART, Connection, Draining
 from shadowmesh.relay.counters import Counters
 from shadowmesh.relay.gate import Gate
+from shadowmesh.relay.keys import Refusal
 from shadowmesh.relay.kinds import kind
 from shadowmesh.relay.log import SHOWN, LimitedLog, RoutingLog
 from shadowmesh.relay.outbox import Memory
@@ -38,6 +41,8 @@ from shadowmesh.wire.control import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
     from shadowmesh.config.relay import RelayConfig
     from shadowmesh.net.server import Server as Listener
     from shadowmesh.net.tls import Certificate
@@ -54,17 +59,20 @@ LOGGED_RATE = 50.0
 JOINS_PER_TURN = 4
 """Joins verified in one turn of the event loop, two signatures each; the others wait in a queue."""
 CHECKS_PER_TURN = 256
-"""Connections whose deadlines are looked at in one turn."""
+"""Connections whose deadlines or rights are looked at in one turn."""
+EXPIRED_PER_TURN = 256
+"""Addresses whose grace ends in one turn."""
 _FLUSH_TICK = 0.01
 _AGENT = re.compile(r"shadowmesh/[0-9]{1,4}(\.[0-9]{1,4}){0,3}")
 _PEER_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _RETRY = {"Retry-After": "5"}
 _AUTHENTICATE = {"WWW-Authenticate": 'Bearer realm="shadowmesh"'}
-_DRAINING = Reject(503, "the relay restarts; come again in a moment", _RETRY)
+_CUT = Reject(503, "the relay restarts")
+"""To a request that was read after its connection was cut (`net.server.Server.close`): nobody gets it."""
 _FOREIGN = Reject(403, "this relay does not serve pages of this Origin")
 _TOO_FAST = Reject(429, "too many new connections from this source", _RETRY)
 _CROWDED = Reject(429, "too many connections from this source", _RETRY)
-_REFUSED: dict[Refusal, tuple[str, Reject]] = {
+_REFUSED: dict[NoRoom, tuple[str, Reject]] = {
     "too_many_from_source": (
         "too_many_from_source",
         Reject(429, "too many connections from this source have not joined yet", _RETRY),
@@ -83,7 +91,7 @@ class Server:
         self.started_at = monotonic()
         self.connections: set[Connection] = set()
         self.counters = Counters(self.started_at, self.connections)
-        self.admission = Admission(config.max_connections)
+        self.admission: Admission[Connection] = Admission(config.max_connections)
         self.gate = Gate()
         self.sources = Sources(0, 0)
         self.paces = Paces()
@@ -93,6 +101,7 @@ class Server:
             AWAY_PER_CONNECTION * config.max_connections,
             grace=self.timing.grace,
             probe_timeout=self.timing.probe,
+            heard=lambda connection: connection.heard,
         )
         self.certificate: Certificate | None = None
         """That of the listening port, for its metrics."""
@@ -123,18 +132,28 @@ class Server:
 
     # Configuration
 
-    def reconfigure(self, config: RelayConfig) -> None:
-        """Let a new configuration hold for everything that lives; nobody who is here has to go."""
+    async def reconfigure(self, config: RelayConfig) -> int:
+        """Let a new configuration hold for everything that lives.
+
+        Only members of networks that are not served any more have to go; returns how many those are.
+        """
         if config.connection_timeout != self.config.connection_timeout:
             new = Timing.for_idle_timeout(config.connection_timeout)
             self.timing = replace(self.timing, keepalive=new.keepalive, dead=new.dead)
         self.admission.resize(config.max_connections)
         self.router.resize(AWAY_PER_CONNECTION * config.max_connections)
         self._apply(config)
-        for connection in self.connections:
-            self.dress(connection)
         if self._listener is not None:
             self._apply_to(self._listener)
+
+        def unserved(connection: Connection) -> str | None:
+            member, served = connection.member, self.config.allowed_networks
+            if member is not None and served and member.network.id not in served:
+                return "this relay serves this network no more"
+            self.dress(connection)
+            return None
+
+        return await self._withdraw(unserved)
 
     def _apply(self, config: RelayConfig) -> None:
         self._flush_logs(last=True)
@@ -150,9 +169,9 @@ class Server:
         self.memory.resize(config.queue_size, limits.queue_memory)
 
     def _apply_to(self, listener: Listener) -> None:
-        listener.clock = self.clock
+        listener.clock, listener.log = self.clock, get_logger("relay")
         listener.trusted = self._proxies.trusts
-        listener.source_of, listener.admits = source_of, self.admits
+        listener.source_of, listener.admits, listener.refuses = source_of, self.admits, self.refuses
         listener.read_buffer_size = self.config.read_buffer_size
 
     def dress(self, connection: Connection) -> None:
@@ -168,8 +187,8 @@ class Server:
         if member is not None and grant is not None:
             wanted.append((grant.id, grant.bytes_per_second))
         paces = self.paces.take(wanted, monotonic())
-        self.paces.release(connection.pace(paces))
         connection.__class__ = kind(logged=self._logs, paced=bool(paces))
+        self.paces.release(connection.pace(paces))
 
     # Called by the listener
 
@@ -181,11 +200,34 @@ class Server:
             or self.sources.connects(source_of(ip), monotonic())
         ):
             return True
-        self.refused("connect_rate", ip)
+        self.refused("connect_rate", ip, "closed without an answer")
         return False
 
+    def refuses(self, request: Request) -> Reject | None:
+        """Say no to a request of a source that is barred, or that asks too often through a trusted proxy.
+
+        That comes before all else, so that nobody learns by asking on whether an API key is good.
+        """
+        ip = self._proxies.client(request.remote, request.headers)[0]
+        if self._proxies.may_hide_many(ip):
+            return None
+        source, now = source_of(ip), monotonic()
+        # Who comes directly was counted by `admits`.
+        slow_enough = not self._proxies.trusts(request.remote[0]) or self.sources.connects(source, now)
+        if seconds := self.sources.barred(source, now):
+            why, retry = "penalty", {"Retry-After": str(ceil(seconds))}
+            answer = Reject(429, "too many failed joins from this source", retry)
+        elif not slow_enough:
+            why, answer = "connect_rate", _TOO_FAST
+        else:
+            return None
+        self.refused(why, ip, answer.body)
+        return answer
+
     def upgrade(self, request: Request) -> Connection | Reject:
-        """Decide about an upgrade request: a connection, or an HTTP refusal."""
+        """Decide about an upgrade request that `refuses` has let pass: a connection, or an HTTP refusal."""
+        if self.draining:
+            return _CUT
         if request.path != "/relay":
             return Reject(404, "not found; clients connect to /relay")
         peer_id = request.query.get("peer_id", "")
@@ -193,16 +235,14 @@ class Server:
             return Reject(400, "peer_id: 1 to 64 of A-Z a-z 0-9 . _ - are required")
         client = self._proxies.client(request.remote, request.headers)
         grant = self.gate.admit(request.headers)
-        if isinstance(grant, str):
-            self.refused("api_key", client[0], grant)
-            self.failed(client[0])
-            return Reject(401, grant, _AUTHENTICATE)
+        if isinstance(grant, Refusal):
+            self.refused("api_key", client[0], grant.why)
+            if not grant.is_ours:
+                self.failed(client[0])
+            return Reject(401, grant.why, _AUTHENTICATE)
         if not origin_allowed(request.headers, self.config.allowed_origins):
             self.refused("origin", client[0], ", ".join(values(request.headers, "origin"))[:100])
             return _FOREIGN
-        if self.draining:
-            self.refused("draining", client[0])
-            return _DRAINING
         source = source_of(client[0])
         if refusal := self._refuses(request, client[0], source):
             why, answer = refusal
@@ -216,18 +256,11 @@ class Server:
 
     def _refuses(self, request: Request, ip: str, source: str) -> tuple[str, Reject] | None:
         """Why there is no room for one more connection of this source, if so."""
-        now, sources = monotonic(), self.sources
         rejoin = values(request.headers, REJOIN_HEADER.lower()) == ["1"]
-        if not self._proxies.may_hide_many(ip):
-            if seconds := sources.barred(source, now):
-                retry = {"Retry-After": str(ceil(seconds))}
-                return "penalty", Reject(429, "too many failed joins from this source", retry)
-            # Who comes directly was counted by `admits`.
-            if self._proxies.trusts(request.remote[0]) and not sources.connects(source, now):
-                return "connect_rate", _TOO_FAST
-            if sources.is_full(source) and not rejoin:
-                return "too_many_from_source", _CROWDED
-        refusal = self.admission.refuses(source, rejoin)
+        shared = self._proxies.may_hide_many(ip)
+        if self.sources.is_full(source) and not rejoin and not shared:
+            return "too_many_from_source", _CROWDED
+        refusal = self.admission.refuses(source, monotonic(), rejoin=rejoin, shared=shared)
         return _REFUSED[refusal] if refusal else None
 
     # Called by connections
@@ -235,8 +268,10 @@ class Server:
     def opened(self, connection: Connection) -> None:
         """A WebSocket is up; it has not joined."""
         self.connections.add(connection)
-        self.admission.open(connection.source)
+        gone = self.admission.open(connection)
         self.sources.open(connection.source)
+        if gone is not None:
+            gone.guard(gone.end, CLOSE_FULL, "too many connections have not joined yet")
 
     def failed(self, ip: str) -> None:
         """Somebody from there was refused for what it showed."""
@@ -244,12 +279,17 @@ class Server:
             self.sources.failed(source_of(ip), monotonic())
 
     def joining(self, connection: Connection) -> None:
-        """Verify its join now, or in a later turn if there are many: frames must not wait for all of them."""
-        if self._verified >= JOINS_PER_TURN:
+        """Verify its join now, or in a later turn if there are many: frames must not wait for all of them.
+
+        Later, too, where there may be a rate: who is paused for a debt must not be amid a read by then.
+        """
+        if not self._verified and not self._joins:
+            asyncio.get_running_loop().call_soon(self._join_more)
+        limits, grant = self.config.limits, connection.grant
+        rated = limits.device_bytes_per_second or limits.network_bytes_per_second
+        if self._verified >= JOINS_PER_TURN or rated or (grant is not None and grant.bytes_per_second):
             self._joins.append(connection)
             return
-        if not self._verified:
-            asyncio.get_running_loop().call_soon(self._join_more)
         self._verified += 1
         connection.join()
 
@@ -257,7 +297,7 @@ class Server:
         self._verified = 0
         while self._joins and self._verified < JOINS_PER_TURN:
             connection = self._joins.popleft()
-            if not connection.done:
+            if not connection.closing:
                 self._verified += 1
                 connection.guard(connection.join)
         if self._verified:
@@ -286,7 +326,7 @@ class Server:
 
     def joined(self, connection: Connection, claims: Claims, outcome: Outcome[Connection]) -> None:
         """A join was accepted."""
-        self.admission.leave_unjoined(connection.source)
+        self.admission.leave_unjoined(connection)
         self.admission.joined += 1
         self.counters.joins += 1
         self.gate.joined(connection)
@@ -306,7 +346,9 @@ class Server:
     def claim(self, member: Member[Connection], message: Addresses, now: float) -> Outcome[Connection]:
         """Do what an `addresses` message asks for."""
         before = set(member.held)
-        outcome = self.router.claim(member, message.add, message.remove, now)
+        most = self.gate.most_addresses(member.connection)
+        outcome = self.router.claim(member, message.add, message.remove, now, most)
+        self.gate.count(member.connection)
         self._settle(outcome, before)
         return outcome
 
@@ -330,7 +372,7 @@ class Server:
         self.sources.close(connection.source)
         self.paces.release(connection.pace(()))
         if member is None:
-            self.admission.leave_unjoined(connection.source)
+            self.admission.leave_unjoined(connection)
             return
         self.admission.joined -= 1
         self.gate.left(connection)
@@ -365,27 +407,43 @@ class Server:
 
     # Called by the program
 
-    def use_keys(self, keys: Keys | None) -> int:
-        """Let these API keys hold (None: everybody may come); how many connections have to go."""
+    async def use_keys(self, keys: Keys | None) -> int:
+        """Let these API keys hold (None: everybody may come); how many connections had to go."""
         changed = self.gate.use(keys)
-        gone = 0
-        for connection in [c for c in self.connections if not c.done]:
+
+        def refused(connection: Connection) -> str | None:
             grant = connection.grant
             if changed is not None and grant is not None and grant.id not in changed:
-                continue
-            if why := self.gate.renew(connection):
-                connection.guard(connection.end, CLOSE_WITHDRAWN, why)
-                gone += 1
-            else:
+                return None
+            if self.gate.keys is None:
+                self.gate.left(connection)  # for it may have joined since the keys went
+            if (why := self.gate.renew(connection)) is None:
                 self.dress(connection)
-        return gone
+            return why
 
-    def expire_keys(self) -> None:
+        return await self._withdraw(refused)
+
+    async def expire_keys(self) -> None:
         """End the connections whose API keys have expired."""
         now = self.gate.clock()
-        for connection in [c for c in self.connections if self.gate.expired(c, now) and not c.done]:
-            if why := self.gate.renew(connection):
-                connection.guard(connection.end, CLOSE_WITHDRAWN, why)
+        await self._withdraw(lambda c: self.gate.renew(c) if self.gate.expired(c, now) else None)
+
+    async def _withdraw(self, why: Callable[[Connection], str | None]) -> int:
+        """End the connections for which there are words why, and return their number."""
+        gone = 0
+        async for connection in self._each():
+            if words := why(connection):
+                connection.guard(connection.end, CLOSE_WITHDRAWN, words)
+                gone += 1
+        return gone
+
+    async def _each(self) -> AsyncIterator[Connection]:
+        """The connections of now that do not close, a few in a turn of the event loop."""
+        for number, connection in enumerate(list(self.connections), 1):
+            if not connection.closing:
+                yield connection
+            if not number % CHECKS_PER_TURN:
+                await asyncio.sleep(0)
 
     async def watch(self) -> None:
         """Look at all deadlines, every tick, for ever."""
@@ -393,13 +451,11 @@ class Server:
             await asyncio.sleep(self.timing.tick)
             now = monotonic()
             self._flush_logs()
-            self.router.expire(now)
+            while self.router.expire(now, EXPIRED_PER_TURN):
+                await asyncio.sleep(0)
             self.paces.expire(now)
-            for number, connection in enumerate([c for c in self.connections if not c.closing], 1):
-                if not connection.closing:
-                    connection.guard(connection.check, monotonic())
-                if not number % CHECKS_PER_TURN:
-                    await asyncio.sleep(0)
+            async for connection in self._each():
+                connection.guard(connection.check, monotonic())
 
     async def drain(self, flush: float = FLUSH_SECONDS) -> None:
         """Send all clients away: say when to come back, let them take what is queued, close.

@@ -18,6 +18,14 @@ def source_of(ip: str) -> str:
     return str(address)
 
 
+def crowd_of(source: str) -> str:
+    """Who may be behind several sources: those of one /48 (commonly one customer) are one."""
+    if ":" not in source:
+        return source
+    address = ipaddress.IPv6Address(source.partition("/")[0])
+    return str(ipaddress.IPv6Network((int(address) >> 80 << 80, 48)))
+
+
 def values(headers: Mapping[str, str], name: str) -> list[str]:
     """All values of an HTTP header, whose `name` is given in lower case."""
     return [value for key, value in headers.items() if key.lower() == name]

@@ -53,8 +53,13 @@ class Sources:
         return True
 
     def failed(self, source: str, now: float) -> None:
-        """Somebody from there was refused for what it showed; the tenth within a minute has a penalty."""
+        """Somebody from there was refused for what it showed; the tenth within a minute has a penalty.
+
+        What is tried during a penalty does not count: it was begun before, by whoever.
+        """
         known = self._remember(source)
+        if now < known.until:
+            return
         recent = (*(at for at in known.failures if now - at < FAILURE_WINDOW), now)
         if len(recent) < FAILURES:
             known.failures = recent

@@ -66,6 +66,37 @@ def flow_key(buffer: Bytes, start: int, end: int) -> bytes:
     return b""
 
 
+def connection_key(packet: Bytes, start: int) -> bytes:
+    """What tells the connections apart whose packets share a queue: addresses, protocol and ports.
+
+    `packet[start:]` is one that `flow_key` has taken. Fragments but the first, and packets with extension
+    headers, have no ports.
+    """
+    if packet[start] >> 4 == 4:
+        protocol, at = packet[start + 9], start + (packet[start] & 15) * 4
+        addresses = packet[start + 12 : start + 20]
+        whole = not (packet[start + 6] & 0x1F or packet[start + 7])
+    else:
+        protocol, at, addresses, whole = packet[start + 6], start + 40, packet[start + 8 : start + 40], True
+    ports = packet[at : at + 4] if whole and protocol in (TCP, UDP) else b""
+    return bytes((protocol, *addresses, *ports))
+
+
+def mark_congestion(packet: bytearray | memoryview) -> bool:
+    """Put "congestion experienced" into a packet whose sender knows ECN (RFC 3168); False for all others."""
+    if packet[0] >> 4 == 4:
+        ecn = packet[1] & 3
+        if 0 < ecn < 3:
+            packet[1] |= 3
+            # RFC 1624: the header's checksum falls by what its first word has grown.
+            packet[10:12] = ((int.from_bytes(packet[10:12], "big") - 3 + ecn) % 0xFFFF).to_bytes(2, "big")
+        return ecn > 0
+    ecn = packet[1] >> 4 & 3
+    if ecn:
+        packet[1] |= 0x30
+    return ecn > 0
+
+
 def is_unroutable(address: bytes) -> bool:
     """Whether no peer can ever have this address (4 or 16 bytes).
 

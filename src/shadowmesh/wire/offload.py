@@ -83,20 +83,23 @@ def from_tun(record: memoryview) -> int:
     return KIND_PACKET
 
 
-def split(record: memoryview) -> list[tuple[int, bytes]]:
-    """(kind, body) of the records to send instead of one that `from_tun` calls KIND_SPLIT.
+def split(record: memoryview, most: int = 0xFFFF * MAX_SEGMENTS) -> list[tuple[int, bytes]]:
+    """(kind, body) of the records to send instead of one that `from_tun` calls KIND_SPLIT, or a GSO one.
 
-    Pieces of at most MAX_SEGMENTS segments; finished packets if no peer may accept it in the form of offload.
-    Raises OffloadError as `segment` does.
+    Pieces of at most MAX_SEGMENTS segments and, as far as one segment allows, `most` payload bytes; finished
+    packets if no peer may accept it in the form of offload. Raises OffloadError as `segment` does.
     """
-    gso_size = int.from_bytes(record[4:6], "little")
-    pieces = _cut(record, MAX_SEGMENTS * gso_size, finished=False)
+    _, _, _, gso_size, start, offset = _header.unpack_from(record)
+    segments = min(max(1, most // gso_size), MAX_SEGMENTS) if gso_size else 0
+    pieces = _cut(record, segments * gso_size, finished=False)
     try:
-        for piece in pieces:
-            _layout(memoryview(piece))
+        # A peer cuts where the outer header says, which for a packet within a packet is another place.
+        as_peers_cut = all(_layout(memoryview(piece))[4:] == (start, offset) for piece in pieces)
     except OffloadError:
-        return [(KIND_PACKET, packet) for packet in segment(record)]
-    return [(KIND_OFFLOAD, piece) for piece in pieces]
+        as_peers_cut = False
+    if as_peers_cut:
+        return [(KIND_OFFLOAD, piece) for piece in pieces]
+    return [(KIND_PACKET, packet) for packet in segment(record)]
 
 
 def segment(record: memoryview) -> list[bytes]:

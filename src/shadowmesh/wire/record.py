@@ -5,7 +5,7 @@ kind 1 ‖ length 3 ‖ body        repeated until the plaintext is filled exact
 0 zeros    padding; alone (0000000c ‖ 12 zeros) the message is a keepalive
 1 IP packet; its own length field equals the body's length
 2 offload packet: virtio_net_hdr (10 B) ‖ IP packet of up to 64 KiB
-3 JSON: info, probe, probe_ack, bye
+3 JSON: info, probe, probe_ack, conflict, bye
 """
 
 from __future__ import annotations
@@ -139,7 +139,18 @@ class Bye:
         return b'{"type":"bye"}'
 
 
-def decode_json(body: bytes) -> Info | Probe | Bye | None:
+@dataclass(frozen=True)
+class Conflict:
+    """Another device that the sender hears shows the same overlay IP (4 or 16 bytes)."""
+
+    ip: bytes
+
+    def encode(self) -> bytes:
+        """The JSON body."""
+        return json.dumps({"type": "conflict", "ip": str(ipaddress.ip_address(self.ip))}).encode()
+
+
+def decode_json(body: bytes) -> Info | Probe | Conflict | Bye | None:
     """The value of a JSON record, None for a type of a later version. Raises MessageError."""
     if len(body) > MAX_INFO:
         raise MessageError("a JSON record is too long")
@@ -152,6 +163,11 @@ def decode_json(body: bytes) -> Info | Probe | Bye | None:
             return _info(fields)
         case "probe" | "probe_ack" as kind:
             return Probe(_integer(fields, "id", 2**53 - 1), kind == "probe_ack")
+        case "conflict":
+            try:
+                return Conflict(_ip(_text(fields.get("ip"), "ip", 64)))
+            except ValueError:
+                raise MessageError("conflict: the address cannot be read") from None
         case "bye":
             return Bye()
         case str():

@@ -1,4 +1,4 @@
-"""monitoring/grafana-dashboard.json against the types that Grafana publishes, and the rules of our own.
+"""monitoring/grafana-dashboard*.json against the types that Grafana publishes, and the rules of our own.
 
 `grafana-foundation-sdk` (Grafana Labs, Apache-2.0) is generated from Grafana's own schemas of dashboards,
 panels and queries. Its types read leniently, so what they read is written again and compared, and the type
@@ -21,16 +21,24 @@ from grafana_foundation_sdk.cog.plugins import register_default_plugins
 from grafana_foundation_sdk.models import common, units
 from grafana_foundation_sdk.models.dashboard import Dashboard, FieldConfig
 
-FILE = Path(__file__).parents[3] / "monitoring/grafana-dashboard.json"
+MONITORING = Path(__file__).parents[3] / "monitoring"
 EXPORT = ("__inputs", "__elements", "__requires")
 """What Grafana adds around a dashboard that is exported for others; its schema does not describe it."""
-VARIABLES = {"datasource", "job", "region", "instance"}
+VARIABLES = {
+    "grafana-dashboard.json": {"datasource", "job", "region", "instance"},
+    "grafana-dashboard-client.json": {"datasource", "job", "instance"},
+}
 BUILT_IN = {"__rate_interval"}
 
 
+@pytest.fixture(scope="module", params=VARIABLES)
+def file(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def dashboard() -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads(FILE.read_text())
+def dashboard(file: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((MONITORING / file).read_text())
     return loaded
 
 
@@ -186,17 +194,18 @@ def test_panels_fill_the_grid_without_overlap(dashboard: dict[str, Any]) -> None
     assert len(ids) == len(set(ids))
 
 
-def test_queries_are_filtered_by_the_variables(dashboard: dict[str, Any]) -> None:
-    assert {each["name"] for each in dashboard["templating"]["list"]} == VARIABLES
+def test_queries_are_filtered_by_the_variables(file: str, dashboard: dict[str, Any]) -> None:
+    assert {each["name"] for each in dashboard["templating"]["list"]} == VARIABLES[file]
     for expression in expressions(dashboard):
         used = set(re.findall(r"\$\{?(\w+)", expression))
-        assert used <= VARIABLES | BUILT_IN
+        assert used <= VARIABLES[file] | BUILT_IN
         selectors = re.findall(r"(\w+)\{(.*?)\}", expression)
         assert selectors
         for metric, labels in selectors:
             assert 'job=~"$job"' in labels
             assert 'instance=~"$instance"' in labels
-            assert ('region=~"$region"' in labels) == metric.startswith("shadowmesh_")
+            of_a_region = "region" in VARIABLES[file] and metric.startswith("shadowmesh_")
+            assert ('region=~"$region"' in labels) == of_a_region
     sources = {json.dumps(panel["datasource"]) for panel in panels(dashboard)}
     sources |= {
         json.dumps(target["datasource"]) for panel in panels(dashboard) for target in panel["targets"]

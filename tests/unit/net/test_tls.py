@@ -70,9 +70,9 @@ def wrong_order(paths: Paths) -> None:
     paths.cert.write_bytes(paths.ca.read_bytes() + paths.cert.read_bytes())
 
 
-def malformed(paths: Paths) -> None:
-    lines = paths.cert.read_text().splitlines()
-    paths.cert.write_text("\n".join([lines[0], *lines[2:]]))
+def spoil(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([lines[0], *lines[2:]]))
 
 
 def directory(paths: Paths) -> None:
@@ -80,10 +80,15 @@ def directory(paths: Paths) -> None:
     paths.key.mkdir()
 
 
+def spoil_both(paths: Paths) -> None:
+    paths.cert.unlink()
+    spoil(paths.key)
+
+
 MISTAKES: list[tuple[Callable[[Paths], object], str]] = [
     (lambda paths: paths.cert.unlink(), "tls.cert_file {cert}: no such file"),
     (lambda paths: paths.key.unlink(), "tls.key_file {key}: no such file"),
-    (directory, "tls.key_file {key}: Is a directory"),
+    (directory, "tls.key_file {key}: a directory; give the file in it"),
     (lambda paths: paths.cert.write_text("hello"), "tls.cert_file {cert}: no PEM certificate in this file"),
     (lambda paths: paths.key.write_text(""), "tls.key_file {key}: no PEM private key in this file"),
     (der_key, "no PEM private key in this file; DER becomes PEM with: openssl x509 (or pkey)"),
@@ -95,17 +100,22 @@ MISTAKES: list[tuple[Callable[[Paths], object], str]] = [
     ),
     (encrypt_key, "tls.key_file {key}: the key has a passphrase"),
     (weak_key, "tls.cert_file {cert} with tls.key_file {key}: ee key too small"),
-    (malformed, "tls.cert_file {cert} with tls.key_file {key}: "),
+    (lambda paths: spoil(paths.cert), "tls.cert_file {cert}: a certificate in it is malformed; write"),
+    (lambda paths: spoil(paths.key), "tls.key_file {key}: the key in it is malformed; write"),
+    (
+        spoil_both,
+        "tls.cert_file {cert}: no such file; tls.key_file {key}: the key in it is malformed; write",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("spoil", "words"), MISTAKES)
-def test_mistakes_in_the_files(spoil: Callable[[Paths], object], words: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("change", "words"), MISTAKES)
+def test_mistakes_in_the_files(change: Callable[[Paths], object], words: str, tmp_path: Path) -> None:
     (tmp_path / "o").mkdir()
     paths = make_certificate(tmp_path, ["127.0.0.1"])
     loaded = certificate(paths)
     before, until_then = loaded.context, loaded.not_after
-    spoil(paths)
+    change(paths)
     expected = words.format(cert=paths.cert, key=paths.key)
     with pytest.raises(StartError) as failure:
         certificate(paths)
@@ -152,7 +162,7 @@ def test_no_expired_certificate_replaces_a_valid_one(tmp_path: Path) -> None:
     loaded = certificate(make_certificate(tmp_path, ["127.0.0.1"], days=10))
     context, valid = loaded.context, loaded.not_after
     make_certificate(tmp_path, ["127.0.0.1"], days=-1)
-    with pytest.raises(StartError, match=r"expired on 20.*, and the one in use is valid"):
+    with pytest.raises(StartError, match=r"expired on 20.*; the one in use is valid"):
         loaded.reload()
     assert (loaded.context, loaded.not_after, loaded.warnings) == (context, valid, [])
     make_certificate(tmp_path, ["127.0.0.1"], days=20)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import cast
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -23,7 +24,7 @@ HEADERS = {"AUTHORIZATION": f"Bearer {TEXT}"}
 @dataclass(eq=False)
 class Fake:
     grant: Grant | None
-    member: None = None
+    member: Any = None
 
 
 def gate(*keys: Key) -> Gate:
@@ -61,6 +62,51 @@ def test_a_place_is_free_when_its_connection_has_ended() -> None:
         keys.left(one)
         assert not keys.is_full_for(two.grant, None)
     assert keys._joined == {}
+
+
+def holds(keys: Gate, each: Connection, addresses: int) -> None:
+    """So many addresses are held by a connection now."""
+    each.member.held = range(addresses)  # type: ignore[union-attr]
+    keys.count(each)
+
+
+def test_addresses_of_a_key_are_those_of_all_its_joined_connections() -> None:
+    keys = gate(replace(KEY, max_connections=0, max_addresses=10))
+    one, two = connection(keys), connection(keys)
+    for each in (one, two):
+        assert keys.most_addresses(each) == 10
+        each.member = cast(Any, SimpleNamespace(held=(), network=SimpleNamespace(id=b"n")))
+        keys.joined(each)
+    holds(keys, one, 4)
+    assert (keys.most_addresses(one), keys.most_addresses(two)) == (10, 6)
+    holds(keys, two, 6)
+    assert (keys.most_addresses(one), keys.most_addresses(two)) == (4, 6)
+    assert keys.most_addresses(connection(keys)) == 0
+    assert keys.most_addresses(connection(keys), old=one) == 4, "in place of that one"
+    holds(keys, one, 1)
+    assert keys.most_addresses(connection(keys)) == 3
+    for _ in range(2):
+        keys.left(two)
+        assert keys.most_addresses(connection(keys)) == 9
+    # It is lowered: what is held stays, and nothing comes to it.
+    keys.use(Keys([replace(KEY, max_addresses=1)]))
+    holds(keys, one, 5)
+    assert keys.renew(one) is None
+    assert keys.most_addresses(one) == 1
+    assert keys.most_addresses(connection(keys)) == 0
+    keys.use(None)
+    keys.use(Keys([replace(KEY, max_addresses=7)]))
+    assert keys.most_addresses(connection(keys)) == 7, "nobody is counted from before"
+    keys.left(one)
+    assert not keys._addresses
+    keys.count(one)
+    assert not keys._addresses, "it has left"
+
+
+def test_addresses_without_a_key_or_a_bound_of_it() -> None:
+    keys = gate(KEY)
+    assert keys.most_addresses(connection(keys)) > 10**9
+    assert keys.most_addresses(cast(Connection, Fake(None))) > 10**9
 
 
 def test_one_that_never_joined_takes_nobody_s_place() -> None:

@@ -26,8 +26,8 @@ def changed(**changes: Any) -> bytes:
 
 
 MEMBERS = (
-    "must have id, name, sha256, created, expires, network, max_connections, bytes_per_second, revoked, "
-    "previous, and nothing else"
+    "must have id, name, sha256, created, expires, network, max_connections, max_addresses, "
+    "bytes_per_second, revoked, previous, and nothing else"
 )
 TIME = "not a time such as 2027-01-31T12:00:00Z"
 
@@ -45,6 +45,8 @@ TIME = "not a time such as 2027-01-31T12:00:00Z"
         (b'{"version": 1, "keys": [], "x": 1}', "holds something else than version and keys, a list"),
         (b'{"version": 1, "keys": [7]}', f"keys[0]: {MEMBERS}"),
         (changed(network=...), f"keys[0]: {MEMBERS}"),
+        (changed(max_addresses=...), f"keys[0]: {MEMBERS}"),
+        (changed(max_addresses=-1), "keys[0]: max_addresses: neither 0 nor a whole number from 1 on"),
         (changed(netwrok=None), f"keys[0]: {MEMBERS}"),
         (changed(id="ABCDEFGH"), "keys[0]: id: not of the form [a-z2-7]{8}"),
         (changed(name="-x"), "keys[0]: name: not of the form "),

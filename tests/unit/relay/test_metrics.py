@@ -34,7 +34,9 @@ PROMTOOL_SAYS = {
 def relay() -> Server:
     """A relay that shows all it has."""
     server = Server(RelayConfig(region="eu-west-2"))
-    server.listener = cast(Any, SimpleNamespace(accepted=9, accept_errors=1, pending_refused=2, tls_failed=3))
+    server.listener = cast(
+        Any, SimpleNamespace(accepted=9, accept_errors=1, pending_refused=2, tls_failed={"cipher": 3})
+    )
     server.certificate = cast(Any, SimpleNamespace(not_after=1.9e9))
     server.lag = LoopLag()
     server.lag.record(0.004, time.monotonic())
@@ -100,7 +102,7 @@ def test_values_are_those_of_the_relay(accept: str) -> None:
     assert found[f"{prefix}accepts_total",] == 9
     assert found[f"{prefix}accept_errors_total",] == 1
     assert found[f"{prefix}idle_refused_total",] == 2
-    assert found[f"{prefix}tls_failed_total",] == 3
+    assert found[f"{prefix}tls_failed_total", "cipher"] == 3
     assert found[f"{prefix}certificate_expiry_timestamp_seconds",] == 1.9e9
     assert found[f"{prefix}queue_limit_bytes",] == 256 << 20
     assert found[f"{prefix}loop_lag_worst_seconds",] == 0.004

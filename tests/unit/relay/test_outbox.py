@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from shadowmesh.relay.outbox import FRAME_COST, Memory, Outbox
+from shadowmesh.relay.outbox import FRAME_COST, SMALL, Memory, Outbox
 
 NO_LIMIT = 1 << 60
 
@@ -26,28 +26,27 @@ def outbox_of(memory: Memory, owner: Owner | None = None, **bounds: int) -> Outb
 
 def fill(outbox: Outbox, frames: int, size: int = 1000 - FRAME_COST) -> None:
     for _ in range(frames):
-        outbox.push(bytes(size), 0.0)
+        outbox.push(bytes(size), 0.0, b"sender")
 
 
 def drain(outbox: Outbox) -> list[bytes]:
-    return [outbox.pop()[0] for _ in range(len(outbox))]
+    return [item[0] for _ in range(len(outbox)) if (item := outbox.pop(0.0))]
 
 
 def test_first_in_first_out_with_the_time_of_reading() -> None:
     outbox = outbox_of(Memory(10, NO_LIMIT))
-    outbox.push(b"a", 1.0)
-    outbox.push(b"b", 2.0)
-    assert outbox.pop() == (b"a", 1.0)
-    assert outbox.pop() == (b"b", 2.0)
-    with pytest.raises(IndexError):
-        outbox.pop()
+    outbox.push(b"a", 1.0, b"sender")
+    outbox.push(b"b", 2.0, b"sender")
+    assert outbox.pop(2.0) == (b"a", 1.0)
+    assert outbox.pop(2.0) == (b"b", 2.0)
+    assert outbox.pop(2.0) is None
 
 
 def test_too_many_frames_drop_the_oldest() -> None:
     owner = Owner()
     outbox = outbox_of(Memory(3, NO_LIMIT), owner)
     for letter in b"abcde":
-        outbox.push(bytes((letter,)), 0.0)
+        outbox.push(bytes((letter,)), 0.0, b"sender")
     assert drain(outbox) == [b"c", b"d", b"e"]
     assert owner.lost == {"queue_full": 2}
 
@@ -56,9 +55,9 @@ def test_a_smaller_bound_holds_from_the_next_frame_on() -> None:
     owner, memory = Owner(), Memory(4, NO_LIMIT)
     outbox = outbox_of(memory, owner)
     for letter in b"abcd":
-        outbox.push(bytes((letter,)), 0.0)
+        outbox.push(bytes((letter,)), 0.0, b"sender")
     memory.resize(2, NO_LIMIT)
-    outbox.push(b"e", 0.0)
+    outbox.push(b"e", 0.0, b"sender")
     assert drain(outbox) == [b"d", b"e"]
     assert owner.lost == {"queue_full": 3}
     assert (memory.used, memory.frames) == (0, 0)
@@ -68,10 +67,63 @@ def test_too_many_bytes_drop_the_oldest() -> None:
     owner = Owner()
     outbox = outbox_of(Memory(100, NO_LIMIT), owner, max_bytes=10 + 2 * FRAME_COST)
     for frame in (b"aaaa", b"bbbb", b"c", b"dddddddd"):
-        outbox.push(frame, 0.0)
+        outbox.push(frame, 0.0, b"sender")
     assert outbox.bytes == 9 + 2 * FRAME_COST
     assert drain(outbox) == [b"c", b"dddddddd"]
     assert owner.lost == {"queue_full": 2}
+
+
+def from_(sender: int, size: int) -> bytes:
+    return bytes(17) + bytes((sender,) * 16) + bytes(size - 33)
+
+
+def test_each_sender_has_its_turn_and_small_frames_do_not_wait_for_large_ones() -> None:
+    outbox = outbox_of(Memory(1000, NO_LIMIT))
+    for _ in range(50):
+        outbox.push(from_(1, 60_000), 0.0, 1)
+    for _ in range(10):
+        outbox.push(from_(2, 60_000), 0.0, 2)
+    assert outbox.pop(0.0) == (from_(1, 60_000), 0.0)
+    outbox.push(from_(1, SMALL), 0.0, 1)
+    outbox.push(from_(3, SMALL), 0.0, 3)
+    first = drain(outbox)[:20]
+    assert first.index(from_(1, SMALL)) <= 1
+    assert first.index(from_(3, SMALL)) <= 2
+    assert first.count(from_(2, 60_000)) == 9
+
+
+def test_a_device_gets_no_more_by_having_many_addresses() -> None:
+    outbox = outbox_of(Memory(1000, NO_LIMIT))
+    for number in range(640):
+        outbox.push(from_(number % 64, 1200), 0.0, b"many")
+    for _ in range(100):
+        outbox.push(from_(200, 1200), 0.0, b"one")
+    assert drain(outbox)[:200].count(from_(200, 1200)) >= 85
+
+
+def test_what_is_charged_is_paid_by_the_fattest_if_there_is_one() -> None:
+    owner, memory = Owner(), Memory(1000, 10_000)
+    outbox = outbox_of(memory, owner)
+    fill(outbox, 10)
+    assert memory.charge(2_500)
+    assert (memory.used, len(outbox), owner.lost) == (9_500, 7, {"relay_memory": 3})
+    assert not memory.charge(8_000)
+    assert (memory.used, len(outbox)) == (10_500, 0)
+    assert memory.charge(-10_500)
+    assert memory.used == 0
+
+
+def test_what_waits_too_long_is_dropped_before_the_outbox_is_full() -> None:
+    owner, memory = Owner(), Memory(1000, NO_LIMIT)
+    outbox = outbox_of(memory, owner)
+    for step in range(200):
+        outbox.push(from_(1, 1400), step * 0.01, 1)
+        outbox.push(from_(1, 1400), step * 0.01, 1)
+        outbox.pop(step * 0.01)
+    assert owner.lost.keys() == {"queue_delay"}
+    assert memory.frames == len(outbox) == 200 - owner.lost["queue_delay"]
+    drain(outbox)
+    assert (memory.frames, memory.used, outbox.bytes) == (0, 0, 0)
 
 
 def test_one_outbox_holds_more_than_one_tcp_window() -> None:
@@ -135,8 +187,8 @@ def test_clear_counts_under_its_reason_and_gives_the_memory_back() -> None:
     owner, memory = Owner(), Memory(10, NO_LIMIT)
     outbox = outbox_of(memory, owner)
     outbox.clear("nothing was there")
-    outbox.push(b"a", 0.0)
-    outbox.push(b"b", 0.0)
+    outbox.push(b"a", 0.0, b"sender")
+    outbox.push(b"b", 0.0, b"sender")
     outbox.clear("disconnected")
     assert (len(outbox), outbox.bytes, memory.used, memory.frames) == (0, 0, 0, 0)
     assert owner.lost == {"disconnected": 2}
@@ -153,7 +205,7 @@ def test_the_account_adds_up_whatever_happens() -> None:
         outbox = chance.choice(outboxes)
         match chance.randrange(8):
             case 0 if outbox:
-                outbox.pop()
+                outbox.pop(0.0)
                 popped += 1
             case 1 if not chance.randrange(20):
                 outbox.clear("left")
@@ -162,7 +214,7 @@ def test_the_account_adds_up_whatever_happens() -> None:
             case _:
                 before = {each: each.bytes for each in outboxes}
                 lost = [owner.lost["relay_memory"] for owner in owners]
-                outbox.push(bytes(chance.choice((0, 34, 1400, 9000))), 0.0)
+                outbox.push(bytes(chance.choice((0, 34, 1400, 9000))), 0.0, b"sender")
                 pushed += 1
                 before[outbox] = max(before[outbox], outbox.bytes)
                 for each, owner, earlier in zip(outboxes, owners, lost, strict=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from time import perf_counter
 
 import pytest
 
@@ -251,13 +252,81 @@ def test_nothing_is_remembered_of_who_is_gone_for_good(relay: Relay) -> None:
     assert_empty(relay.router)
 
 
-def test_entries_in_grace_are_bounded_and_the_oldest_goes_first() -> None:
+def test_entries_in_grace_are_bounded_and_the_oldest_of_a_network_goes_first() -> None:
     relay = Relay(max_away=3)
     witness = relay.join("w", BOB, []).member
     for number in range(5):
         device = bytes((number,)) * 32
         relay.router.leave(relay.join(f"c{number}", device, [address(number)]).member, float(number))
     assert [relay.router.is_away(witness, address(n)) for n in range(5)] == [False, False, True, True, True]
+
+
+def test_a_holder_of_whom_something_has_just_come_is_not_silent() -> None:
+    heard = {"a": False}
+    router: Router[str] = Router(1000, heard=lambda connection: heard.get(connection, False))
+    router.join("a", NETWORK, ALICE, b"a", [X], 0.0)
+    bob = router.join("b", NETWORK, BOB, b"b", [X], 1.0).member
+    heard["a"] = True
+    assert router.claim(bob, [X], [], 1.0 + PROBE_TIMEOUT).refused == [(X, "address_in_use")]
+    heard["a"] = False
+    assert router.claim(bob, [X], [], 1.0 + 2 * PROBE_TIMEOUT).refused == []
+
+
+def test_a_device_that_may_have_fewer_than_before_gives_the_others_back(relay: Relay) -> None:
+    relay.join("a", ALICE, [X, Y, Z])
+    outcome = relay.router.join("b", NETWORK, ALICE, b"b", [Y, X, Z], 1.0, 1)
+    assert (outcome.member.held, outcome.replaced) == ({Y}, "a")
+    assert outcome.refused == [(X, "too_many"), (Z, "too_many")]
+    assert outcome.member.routes == {Y: "b"}
+    assert relay.router.claim(outcome.member, [X], [Y], 1.0, 1).refused == []
+    assert relay.router.claim(outcome.member, [Y], [], 1.0, 0).refused == [(Y, "too_many")]
+    relay.router.leave(outcome.member, 2.0)
+    relay.router.expire(2.0 + GRACE)
+    assert (relay.router.networks, relay.router.addresses) == (0, 0)
+
+
+def test_of_the_network_that_has_most_in_grace_one_goes_first() -> None:
+    """Made-up networks must not have the address of somebody who is away for a moment given to another."""
+    relay = Relay(max_away=100)
+    witness = relay.join("w", BOB, []).member
+    relay.router.leave(relay.join("a", ALICE, [X, Y]).member, 0.0)
+    for number in range(20):
+        made_up = number.to_bytes(32)
+        addresses = [address(10 + each) for each in range(48)]
+        relay.router.leave(relay.join("m", ALICE, addresses, network=made_up).member, 1.0)
+        assert len(relay.router._away) <= 100
+    assert relay.router.is_away(witness, X)
+    assert relay.join("b", BOB, [X], 2.0).refused == [(X, "address_in_use")]
+    relay.router.expire(1.0 + GRACE)
+    assert (len(relay.router._away), relay.router._away_of.most) == (0, 0)
+    assert relay.router.networks == 1
+
+
+def test_a_crowd_that_leaves_at_once_is_forgotten_a_few_at_a_time() -> None:
+    relay = Relay(max_away=1000)
+    for number in range(10):
+        device = bytes((number,)) * 32
+        relay.router.leave(relay.join("c", device, [address(10 * number + n) for n in range(10)]).member, 1.0)
+    assert not relay.router.expire(GRACE, 30)
+    turns = 1
+    while relay.router.expire(1.0 + GRACE, 30):
+        turns += 1
+        assert len(relay.router._away) == 100 - 30 * (turns - 1)
+    assert turns == 4
+    assert_empty(relay.router)
+
+
+def test_the_end_of_a_grace_costs_the_same_however_many_there_are() -> None:
+    def seconds(members: int) -> float:
+        relay = Relay(max_away=64_000)
+        for number in range(members):
+            addresses = [address(64 * number + each) for each in range(64)]
+            relay.router.leave(relay.join("c", number.to_bytes(32), addresses).member, 0.0)
+        begin = perf_counter()
+        relay.router.expire(GRACE)
+        return (perf_counter() - begin) / members
+
+    assert min(seconds(1000) for _ in range(2)) < 6 * min(seconds(20) for _ in range(3))
 
 
 def test_a_smaller_bound_on_entries_in_grace_holds_at_once() -> None:

@@ -10,7 +10,9 @@ from shadowmesh.net.server import Reject, Request
 from shadowmesh.relay.connection import Connection
 from shadowmesh.relay.kinds import Logged
 from shadowmesh.relay.server import AWAY_PER_CONNECTION, Server
+from shadowmesh.relay.source import source_of
 from shadowmesh.relay.timing import Timing
+from shadowmesh.testing.relay_server import at_once
 
 
 def request(
@@ -25,6 +27,12 @@ def request(
 def config(**settings: Any) -> RelayConfig:
     """As from a file."""
     return RelayConfig(**settings)
+
+
+def opened(server: Server, source: str) -> Connection:
+    connection = Connection(server, (source, 1), source, "x")
+    server.admission.open(connection)
+    return connection
 
 
 def status(answer: Connection | Reject) -> int:
@@ -75,24 +83,20 @@ def test_the_order_of_answers() -> None:
     """Each fault is mended in turn, and the next one shows."""
     server = Server(config(allowed_origins=["https://app.example.com"], max_connections=1))
     evil, good = {"Origin": "https://evil.example"}, {"Origin": "https://app.example.com"}
-    for _ in range(16):
-        server.admission.open("192.0.2.7")
+    waiting = [opened(server, "192.0.2.7") for _ in range(16)]
     server.admission.max_unjoined = 16
-    server.admission.joined, server.draining = 1, True
+    server.admission.joined = 1
 
     assert status(server.upgrade(request("/", peer_id="", headers=evil))) == 404
     assert status(server.upgrade(request(peer_id="", headers=evil))) == 400
     assert status(server.upgrade(request(headers=evil))) == 403
     answers = [server.upgrade(request(headers=good))]
-    server.draining = False
-    answers.append(server.upgrade(request(headers=good)))
-    server.admission.leave_unjoined("192.0.2.7")
+    server.admission.leave_unjoined(waiting[0])
     server.admission.max_unjoined = 15
     answers.append(server.upgrade(request(headers=good)))
     server.admission.max_unjoined = 16
     answers.append(server.upgrade(request(headers=good)))
     assert [(status(each), each.body) for each in answers if isinstance(each, Reject)] == [
-        (503, "the relay restarts; come again in a moment"),
         (429, "too many connections from this source have not joined yet"),
         (503, "too many connections have not joined yet"),
         (503, "the relay is full"),
@@ -100,22 +104,45 @@ def test_the_order_of_answers() -> None:
     assert all(each.headers["Retry-After"] == "5" for each in answers if isinstance(each, Reject))
     assert status(server.upgrade(request(headers=good | {"Shadowmesh-Rejoin": "1"}))) == 101
     assert status(server.upgrade(request(headers=good | {"shadowmesh-rejoin": "yes"}))) == 503
-    counted = {"origin": 1, "draining": 1, "too_many_from_source": 1, "full": 3}
+    counted = {"origin": 1, "too_many_from_source": 1, "full": 3}
     assert {kind: n for kind, n in server.counters.refused.items() if n} == counted
 
 
+def test_a_request_that_is_read_when_the_relay_stops_opens_nothing(server: Server) -> None:
+    """Its connection has been cut, so it is no client, and nothing is counted."""
+    server.draining = True
+    assert status(server.upgrade(request())) == 503
+    assert not server.counters.refused.total()
+
+
+@pytest.mark.parametrize(
+    ("ip", "proxies", "expected"),
+    [("127.0.0.1", [], 101), ("::1", [], 101), ("127.0.0.1", ["127.0.0.1"], 429), ("192.0.2.7", [], 429)],
+)
+def test_this_host_is_no_source_unless_it_is_a_trusted_proxy(
+    ip: str, proxies: list[str], expected: int
+) -> None:
+    """A proxy may run here that nobody told us of: 16 of its clients must not keep all others waiting."""
+    server = Server(config(trusted_proxies=proxies))
+    for _ in range(16):
+        opened(server, source_of(ip))
+    asked = Request("/relay", {"peer_id": "x"}, {}, (ip, 1), ())
+    assert status(server.upgrade(asked)) == expected
+
+
 def test_a_new_configuration_reaches_every_table(server: Server) -> None:
-    server.reconfigure(
-        config(
-            max_connections=8,
-            queue_size=7,
-            connection_timeout=6,
-            allowed_origins=[],
-            trusted_proxies=["192.0.2.7"],
-            log_routing=True,
-        )
+    new = config(
+        max_connections=8,
+        queue_size=7,
+        connection_timeout=6,
+        allowed_origins=[],
+        trusted_proxies=["192.0.2.7"],
+        log_routing=True,
+        limits={"queue_memory": 200_000},
     )
+    at_once(server.reconfigure(new))
     assert (server.admission.max_connections, server.memory.max_frames) == (8, 7)
+    assert server.memory.limit == 200_000
     assert server.router._max_away == 8 * AWAY_PER_CONNECTION
     assert (server.timing.keepalive, server.timing.dead, server.timing.join) == (2, 6, 10)
     assert status(server.upgrade(request(headers={"Origin": "https://app.example.com"}))) == 403
@@ -127,9 +154,9 @@ def test_a_new_configuration_reaches_every_table(server: Server) -> None:
 
 def test_timers_that_a_test_or_the_file_sets_stay() -> None:
     server = Server(RelayConfig(), Timing(keepalive=1, dead=2, tick=0.1))
-    server.reconfigure(RelayConfig(region="elsewhere"))
+    at_once(server.reconfigure(RelayConfig(region="elsewhere")))
     assert (server.timing.keepalive, server.timing.dead) == (1, 2)
-    server.reconfigure(RelayConfig(connection_timeout=30))
+    at_once(server.reconfigure(RelayConfig(connection_timeout=30)))
     assert (server.timing.keepalive, server.timing.dead, server.timing.tick) == (10, 25, 0.1)
 
 

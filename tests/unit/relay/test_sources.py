@@ -90,12 +90,16 @@ def test_a_penalty_ends_and_each_further_one_is_twice_as_long() -> None:
     assert sources.barred("a", now + 600.0) == 60.0, "forgiven"
 
 
-def test_who_goes_on_while_it_is_barred_is_barred_for_longer() -> None:
+def test_what_is_tried_during_a_penalty_does_not_count() -> None:
+    """Or whoever shares an address with one that goes on would be shut out for longer and longer."""
     sources = Sources(0, 0)
-    fail(sources, 19, 0.0)
-    assert sources.barred("a", 0.0) == 60.0
-    fail(sources, 1, 30.0)
-    assert sources.barred("a", 30.0) == 120.0
+    fail(sources, 100, 0.0)
+    fail(sources, 100, 59.9)
+    assert sources.barred("a", 59.9) == pytest.approx(0.1)
+    fail(sources, 9, 60.0)
+    assert sources.barred("a", 60.0) == 0.0
+    fail(sources, 1, 60.0)
+    assert sources.barred("a", 60.0) == 120.0
 
 
 def test_what_is_remembered_is_bounded_and_connections_are_never_forgotten() -> None:
@@ -109,3 +113,14 @@ def test_what_is_remembered_is_bounded_and_connections_are_never_forgotten() -> 
     assert len(sources._known) == REMEMBERED
     assert sources.barred("a", 0.0) == 0.0, "the one not seen for longest"
     assert sources.is_full("a")
+
+
+def test_who_was_seen_lately_is_remembered() -> None:
+    sources = Sources(20, 0)
+    fail(sources, 9, 0.0)
+    for number in range(REMEMBERED - 1):
+        sources.connects(f"s{number}", 0.0)
+    fail(sources, 1, 0.0)
+    for number in range(REMEMBERED - 1):
+        sources.connects(f"t{number}", 0.0)
+    assert sources.barred("a", 0.0) == 60.0
