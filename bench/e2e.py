@@ -14,7 +14,7 @@ from pathlib import Path
 from subprocess import TimeoutExpired
 
 from bench import environment, report
-from bench.arguments import at_least_one, some_of
+from bench.arguments import DOCS, at_least_one, parsed, some_of
 from bench.measures import MEASURES, Bench, Effort, Numbers
 from bench.memory import relay_memory
 from bench.results import OWN, Results
@@ -23,9 +23,6 @@ from shadowmesh.testing import netlab
 from shadowmesh.testing.netlab import Lab
 from shadowmesh.testing.program import LabError
 
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "bench" / "results"
-DOCS = ROOT / "docs" / "performance.md"
 MEMORY = "memory"
 TITLES = {name: subject.title for name, subject in SUBJECTS.items()}
 
@@ -35,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _arguments(argv)
     subjects = [SUBJECTS[name] for name in arguments.only]
     tools = _tools(subjects, arguments.measures)
-    if obstacle := _obstacle(tools):
+    if obstacle := environment.obstacle(tools):
         print(f"bench: {obstacle}", file=sys.stderr)
         return 2
     effort = Effort.quick() if arguments.quick else Effort.full(arguments.seconds)
@@ -123,13 +120,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(
             option, type=some_of(known), default=default, metavar="NAME,…", help=", ".join(known)
         )
-    parser.add_argument("--quick", action="store_true", help="see that it works; the numbers mean nothing")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="directory (default: bench/results)")
-    parser.add_argument("--write-docs", action="store_true", help="put the tables into docs/performance.md")
-    arguments = parser.parse_args(argv)
-    if arguments.quick and arguments.write_docs:
-        parser.error("the numbers of --quick mean nothing and do not go into the docs")
-    return arguments
+    return parsed(parser, argv)
 
 
 def _tools(subjects: Sequence[Subject], measures: Sequence[str]) -> dict[str, str]:
@@ -141,13 +132,6 @@ def _tools(subjects: Sequence[Subject], measures: Sequence[str]) -> dict[str, st
         if name in MEASURES:
             tools |= MEASURES[name].tools
     return tools
-
-
-def _obstacle(tools: Mapping[str, str]) -> str | None:
-    """What keeps the run from starting, in words, or None."""
-    if packages := environment.missing_packages(tools):
-        return f"please install what is missing: apt-get install --no-install-recommends {' '.join(packages)}"
-    return netlab.obstacle()
 
 
 def _write(directory: Path, results: Results, text: str, facts: Mapping[str, str]) -> None:

@@ -17,6 +17,7 @@ from cryptography.hazmat.backends import openssl
 import shadowmesh
 from bench import processor
 from bench.subjects import Subject
+from shadowmesh.testing import netlab
 
 _ROOT = Path(__file__).parents[1]
 
@@ -26,6 +27,13 @@ def missing_packages(tools: Mapping[str, str]) -> list[str]:
     return sorted(
         {package for tool, package in tools.items() if not shutil.which(tool) and not os.path.exists(tool)}
     )
+
+
+def obstacle(tools: Mapping[str, str]) -> str | None:
+    """What keeps a run with these tools from starting, in words, or None."""
+    if packages := missing_packages(tools):
+        return f"please install what is missing: apt-get install --no-install-recommends {' '.join(packages)}"
+    return netlab.obstacle()
 
 
 def describe(subjects: Iterable[Subject], tools: Iterable[str]) -> dict[str, str]:

@@ -14,11 +14,10 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from subprocess import TimeoutExpired
 
 from bench import environment, processor, relay_report, report
-from bench.arguments import at_least_one, some_of
+from bench.arguments import DOCS, ROOT, at_least_one, parsed, some_of
 from bench.generator import Numbers, Plan, Size
 from bench.peers import CONGESTION
 from bench.relay_report import MARKS, PROXY
@@ -27,10 +26,6 @@ from bench.subjects import NGINX_STREAM, SUBJECTS, listens, start_nginx
 from shadowmesh.testing import guide, netlab
 from shadowmesh.testing.netlab import RELAY_IP4, Lab
 from shadowmesh.testing.program import LabError, Program
-
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "bench" / "results"
-DOCS = ROOT / "docs" / "performance.md"
 
 PROXY_PORT = 9600
 FILES_BESIDE = 300
@@ -206,13 +201,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(
             option, type=some_of(known), default=known, metavar="NAME,…", help=", ".join(known)
         )
-    parser.add_argument("--quick", action="store_true", help="see that it works; the numbers mean nothing")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="directory (default: bench/results)")
-    parser.add_argument("--write-docs", action="store_true", help="put the tables into docs/performance.md")
-    arguments = parser.parse_args(argv)
-    if arguments.quick and arguments.write_docs:
-        parser.error("the numbers of --quick mean nothing and do not go into the docs")
-    return arguments
+    return parsed(parser, argv)
 
 
 def _some_seconds(text: str) -> int:
@@ -223,13 +212,12 @@ def _some_seconds(text: str) -> int:
 
 
 def _obstacle(tools: Mapping[str, str], files: int) -> str | None:
-    """What keeps the run from starting, in words, or None."""
-    if packages := environment.missing_packages(tools):
-        return f"please install what is missing: apt-get install --no-install-recommends {' '.join(packages)}"
+    if obstacle := environment.obstacle(tools):
+        return obstacle
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard < files:
         return f"{files} open files are needed and {hard} allowed: raise the hard limit (ulimit -Hn)"
-    return netlab.obstacle()
+    return None
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from random import Random, SystemRandom
 from typing import Any
 
 from bench import environment, parse, soak_load, soak_report, soak_watch
-from bench.arguments import at_least_one
+from bench.arguments import DOCS, ROOT, at_least_one, parsed
 from bench.peers import CONGESTION
 from bench.report import write_docs
 from bench.soak_checks import Check, Facts, checks
@@ -35,10 +35,6 @@ from shadowmesh.testing import guide, netlab
 from shadowmesh.testing.netlab import RELAY_IP4, Lab
 from shadowmesh.testing.program import LabError, Program, wait_for
 from shadowmesh.wire.frame import HEADER_SIZE
-
-ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "bench" / "results"
-DOCS = ROOT / "docs" / "performance.md"
 
 SOURCES = {"members": "198.19.1.{}", "enemies": "198.19.2.{}"}
 """Each of these namespaces has a whole /24, so that what counts for one source counts for one client."""
@@ -86,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 when something did not hold or failed, 2 for what keeps it from starting."""
     arguments = _arguments(argv)
     tools = {**netlab.TOOLS, "iperf3": "iperf3"}
-    if obstacle := _obstacle(tools):
+    if obstacle := environment.obstacle(tools):
         print(f"bench: {obstacle}", file=sys.stderr)
         return 2
     effort = QUICK if arguments.quick else _lasting(arguments.minutes)
@@ -370,26 +366,14 @@ def _lasting(minutes: float) -> Effort:
     return Effort(**{**vars(FULL), "soak": 60 * minutes})
 
 
-def _obstacle(tools: Mapping[str, str]) -> str | None:
-    if packages := environment.missing_packages(tools):
-        return f"please install what is missing: apt-get install --no-install-recommends {' '.join(packages)}"
-    return netlab.obstacle()
-
-
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="bench soak", description=(__doc__ or "").partition("\n\n")[2])
     parser.add_argument("--minutes", type=at_least_one, default=10, help="of the soak itself (default: 10)")
     parser.add_argument(
         "--seed", type=int, default=SystemRandom().randrange(1 << 32), help="of all that is random"
     )
-    parser.add_argument("--quick", action="store_true", help="seconds; memory is not judged")
     parser.add_argument("--keep", type=Path, metavar="FILE", help="keep the logs of all programs there")
-    parser.add_argument("--output", type=Path, default=RESULTS, help="directory (default: bench/results)")
-    parser.add_argument("--write-docs", action="store_true", help="put the tables into docs/performance.md")
-    arguments = parser.parse_args(argv)
-    if arguments.quick and arguments.write_docs:
-        parser.error("the numbers of --quick mean nothing and do not go into the docs")
-    return arguments
+    return parsed(parser, argv, quick="seconds; memory is not judged")
 
 
 if __name__ == "__main__":

@@ -218,7 +218,8 @@ def _connections(facts: Facts) -> Iterator[Check]:
         f"{answered:,} seen, {sum(refused.values()):,.0f} counted",
         answered <= sum(refused.values()),
     )
-    ended = joins + sum(refused.values()) + sum(metrics.get(name, 0.0) for name in _ENDED_UNASKED)
+    ended = joins + sum(refused.values()) + metrics.get("idle_refused_total", 0.0)
+    ended += sum(labelled(metrics, "tls_failed_total").values())
     quiet = sum(n for name, n in tally.items() if name.startswith("http ") and name not in HTTP_COUNTED)
     yield Check(
         "none is counted twice: joins + refusals + failed TLS + turned away + wrong requests ≤ accepted",
@@ -229,7 +230,6 @@ def _connections(facts: Facts) -> Iterator[Check]:
 
 _ECHOES = {"1000", "1002"}
 """What the relay answers to who closes, in order or not."""
-_ENDED_UNASKED = ("idle_refused_total", "tls_failed_total")
 
 
 def _between(value: float, least: int, unsure: int) -> str:

@@ -83,6 +83,16 @@ def test_what_helps_in_trouble(relay: Relay) -> None:
     assert [netstat, journal, wscat] == GUIDE.commands("Troubleshooting / Relay Server Issues")
 
 
+def test_reload_and_upgrade(relay: Relay) -> None:
+    (checked,) = DEPLOY.run(relay.machine, "Reload").values()
+    assert checked.endswith(": ok (relay configuration)\n")
+    relay.machine.write(UNIT, "an old one")
+    DEPLOY.run(relay.machine, "Restart and upgrade")
+    assert (
+        relay.machine.path(UNIT).read_text() == (ROOT / "deploy/systemd/shadowmesh-relay.service").read_text()
+    )
+
+
 def test_api_keys(relay: Relay) -> None:
     """The relay that runs is open; a second one asks."""
     machine, file = relay.machine, "/etc/shadowmesh/relay-keys.json"
@@ -96,7 +106,7 @@ def test_api_keys(relay: Relay) -> None:
     second.wait_for_text(r"relay is ready.* auth=api_key keys=1 ")
     added, listed, rotated, _ = DEPLOY.run(machine, "API keys", 3).values()
     assert added[:4] == rotated[:4] == "smk_"
-    assert re.search(r"office +\w{8} +valid +2100-01-01T00:00:00Z +any +20 +10000000", listed)
+    assert re.search(r"office +\w{8} +valid +end of 2099-12-31 +any +20 +any +10000000", listed)
     second.wait_for_text("API keys reloaded.* keys=2")
     assert second.stop() == 0
 
@@ -117,7 +127,7 @@ def test_firewall_by_ufw(relay: Relay) -> None:
             (GUIDE, "Relay Server Deployment / 7. Firewall Configuration"),
         )
     )
-    assert ours - theirs == {"sudo ufw allow 22/tcp comment 'SSH'"}
+    assert ours - theirs == {"sudo apt install -y ufw", "sudo ufw allow 22/tcp comment 'SSH'"}
     assert not theirs - ours
     assert "22/tcp" in relay.machine.shell("ufw status").stdout
 

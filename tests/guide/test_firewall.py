@@ -185,7 +185,10 @@ def test_the_unit_that_loads_them_at_boot_is_valid(machine: Machine) -> None:
     text = (RULES / "shadowmesh-firewall.service").read_text()
     machine.write(unit, text)
     assert machine.shell(f"systemd-analyze verify {unit} 2>&1").stdout == ""
+    # What flushes all rules brings ours back.
+    assert {"PartOf=nftables.service", "ReloadPropagatedFrom=nftables.service"} <= set(text.splitlines())
+    assert re.search(r"^WantedBy=.*\bnftables\.service\b", text, re.MULTILINE)
     for key in ("ExecStart", "ExecReload", "ExecStop"):
-        (command,) = re.findall(rf"^{key}=(.*)$", text, re.MULTILINE)
+        (command,) = re.findall(rf"^{key}=-?(.*)$", text, re.MULTILINE)
         machine.shell(command)
     assert "shadowmesh" not in machine.shell("nft list ruleset").stdout

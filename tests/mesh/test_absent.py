@@ -139,7 +139,7 @@ def test_20_hellos_per_s_in_all() -> None:
     for i in range(1000, 2000):
         solicit(mesh, a, i.to_bytes(16))
     assert len(mesh.log) == 30
-    assert len(a.mesh._solicited) == 30
+    assert len(a.mesh.handshakes.solicited) == 30
 
 
 def test_no_hello_while_a_session_is_younger_than_5_s() -> None:

@@ -171,6 +171,34 @@ def test_a_device_that_is_down_loses_packets_only() -> None:
         assert device.write_packet(packet)
 
 
+def test_repair_gives_back_what_was_lost() -> None:
+    """While packets flow: what is there stays as it is."""
+    routes = [ip_network("192.168.7.0/24"), ip_network("fd01::/48"), ip_network("10.10.10.0/24")]
+    with contextlib.closing(open_tun("mesh0", OWN, 1400, routes)) as device:
+        assert device.repair() == ()
+        before = run("ip", "-o", "address", "show", "mesh0"), run("ip", "route"), run("ip", "-6", "route")
+        run("ip", "link", "set", "mesh0", "down")
+        assert device.repair() == ()  # somebody wants it down
+        run("ip", "link", "set", "mesh0", "up")
+        assert "fd00::1" not in run("ip", "address")
+        assert device.repair() == ("fd00::1/64", "192.168.7.0/24", "fd01::/48")
+        after = run("ip", "-o", "address", "show", "mesh0"), run("ip", "route"), run("ip", "-6", "route")
+        assert [sorted(text.split()) for text in after] == [sorted(text.split()) for text in before]
+        packet = udp_packet("fd00::2", "fd00::1", bytes(40))
+        assert device.write_packet(packet)
+
+        run("ip", "route", "delete", "192.168.7.0/24")
+        run("ip", "route", "add", "192.168.7.0/24", "dev", "lo")
+        with pytest.raises(TunError, match=r"cannot add the route 192\.168\.7\.0/24 to mesh0: there is one"):
+            device.repair()
+        Path("/proc/sys/net/ipv6/conf/mesh0/disable_ipv6").write_text("1")
+        with pytest.raises(TunError, match="IPv6 is switched off on this host"):
+            device.repair()
+        run("ip", "link", "delete", "mesh0")
+        with pytest.raises(TunError, match="mesh0 is gone"):
+            device.repair()
+
+
 # --- errors of the set-up
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from shadowmesh.daemon import events
+from shadowmesh.fairqueue import QUEUE_DELAY, QUEUE_FULL
+from shadowmesh.net.tls import FAILURES
 from shadowmesh.relay.counters import DROP_REASONS, REFUSALS
 
 ROOT = Path(__file__).parents[2]
@@ -42,6 +44,7 @@ def test_the_page_has_every_drop_of_a_client() -> None:
     for room in ("daemon", "mesh"):
         for file in (SOURCE / room).glob("*.py"):
             counted.update(re.findall(r'(?:drops\[|_give_up\w*\(\w+, )"(\w+)"', file.read_text()))
+    counted |= {QUEUE_DELAY, QUEUE_FULL}
     assert len(counted) > 25
     assert first_column("`drops` in the client's `/status`") == counted
 
@@ -52,12 +55,12 @@ def test_the_page_has_every_event_of_a_client() -> None:
 
 def test_the_page_has_every_log_line_and_counter_of_the_relay() -> None:
     said: set[str] = set()
-    for file in (*(SOURCE / "relay").glob("*.py"), SOURCE / "cli/relay.py"):
+    for file in (*(SOURCE / "relay").glob("*.py"), SOURCE / "cli/relay.py", SOURCE / "net/server.py"):
         said.update(re.findall(r'log\.\w+\(\s*"([^"]+)"', file.read_text()))
     assert len(said) > 7
     words = first_column("The relay's log")
     assert {word for word in words if " " in word} == {line.partition(";")[0] for line in said}
-    assert {word for word in words if " " not in word} == {*DROP_REASONS, *REFUSALS}
+    assert {word for word in words if " " not in word} == {*DROP_REASONS, *REFUSALS, *FAILURES}
 
 
 def test_the_readme_shows_the_report_of_the_demo() -> None:

@@ -1,12 +1,14 @@
-"""The command line that `shadowmesh-relay` and `shadowmesh-daemon` share: one configuration file."""
+"""What `shadowmesh-relay` and `shadowmesh-daemon` share: a configuration file, and the end of a wrong one."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import sys
+from typing import NoReturn, cast
 
 from shadowmesh import __version__
+from shadowmesh.errors import ConfigError
 
 
 def configuration_file(
@@ -34,6 +36,17 @@ def configuration_file(
     if required and not given:
         parser.error("no configuration file is given")
     return given[0] if given else None
+
+
+def end_with_mistakes(error: ConfigError, program: str) -> NoReturn:
+    """Log the mistakes of a configuration, in the form that it asks for itself; then status 2."""
+    from shadowmesh.observe.logging import Style, configure, get_logger
+
+    configure("info", cast(Style, error.log_format))
+    for problem in error.problems:
+        get_logger("config").error(problem)
+    get_logger(program).error(f"{program} cannot start", problems=len(error.problems))
+    sys.exit(2)
 
 
 def _open_standard_streams() -> None:

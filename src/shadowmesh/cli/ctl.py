@@ -5,10 +5,11 @@ Each command imports what it needs when it runs, so that help, completion and `k
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import secrets
+import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -20,7 +21,13 @@ if TYPE_CHECKING:
     from shadowmesh.config import Tls
 
 # command -> module that has it under the same name
-_ELSEWHERE = {"demo": "shadowmesh.cli.demo", "relay-keys": "shadowmesh.cli.relay_keys"}
+_ELSEWHERE = {
+    "demo": "shadowmesh.cli.demo",
+    "relay-keys": "shadowmesh.cli.relay_keys",
+    **dict.fromkeys(
+        ("status", "peers", "ping", "watch", "up", "down", "trust", "reload"), "shadowmesh.cli.status"
+    ),
+}
 
 
 class _Commands(click.Group):
@@ -44,13 +51,6 @@ class _Commands(click.Group):
             ctx.exit(2)
         except ShadowMeshError as error:
             click.echo(f"shadowmesh: {error}", err=True)
-            ctx.exit(1)
-        except OSError as error:
-            if error.errno == errno.EPIPE:
-                raise  # click ends quietly
-            click.echo(f"shadowmesh: {error}", err=True)
-            # What could not be written is still buffered, and would fail once more at the interpreter's exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             ctx.exit(1)
 
 
@@ -106,35 +106,59 @@ def check_config(kind: str | None, file: str) -> None:
     kind = "client"
     if isinstance(loaded.config, RelayConfig):
         kind = "relay"
-        if loaded.config.tls is not None:
-            _check_certificate(file, loaded.config.tls)
+        problems = _certificate_problems(file, loaded.config.tls)
         if loaded.config.auth.mode == "api_key":
-            _check_keys(file, loaded.config.auth.keys_file)
+            problems += _keys_problems(loaded.config.auth.keys_file)
+        if problems:
+            raise ConfigError([f"{file}: {problem}" for problem in problems])
         if unused := loaded.config.without_effect:
             click.echo(f"note: no effect yet in this version: {', '.join(unused)}", err=True)
+    elif loaded.config.relay.tls_ca_file is not None:
+        from shadowmesh.net.client import check_ca_file
+
+        try:
+            check_ca_file(loaded.config.relay.tls_ca_file)
+        except StartError as error:
+            raise ConfigError([f"{file}: relay.tls_ca_file: {error}"]) from None
     click.echo(f"{file}: ok ({kind} configuration)")
 
 
-def _check_certificate(file: str, tls: Tls) -> None:
-    from shadowmesh.net.tls import Certificate
+def _certificate_problems(file: str, tls: Tls | None) -> list[str]:
+    from shadowmesh.net.tls import Certificate, mistakes
 
+    if tls is None:
+        return []
     try:
         certificate = Certificate(tls.cert_file, tls.key_file)
     except StartError as error:
-        raise ConfigError([f"{file}: {error}"]) from None
+        return mistakes(tls.cert_file, tls.key_file) or [str(error)]
     for warning in certificate.warnings:
         click.echo(f"warning: {file}: {warning}", err=True)
+    return []
 
 
-def _check_keys(file: str, keys_file: str) -> None:
+def _keys_problems(keys_file: str) -> list[str]:
     from shadowmesh.relay.keyfile import KeysFile
 
     try:
         KeysFile(keys_file)
     except StartError as error:
-        raise ConfigError([f"{file}: {error}"]) from None
+        return [str(error)]
+    return []
 
 
 def main() -> None:
     """Entry point."""
-    cli(prog_name="shadowmesh")
+    try:
+        cli(prog_name="shadowmesh")
+    except OSError as error:
+        where = "the output cannot be written: " if error.filename is None else f"{error.filename}: "
+        with suppress(OSError):
+            click.echo(f"shadowmesh: {where}{error.strerror}", err=True)
+        sys.exit(1)
+    finally:
+        try:
+            print(end="", flush=True)
+        except OSError:
+            # What could not be written is still buffered, and would fail once more at the interpreter's exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

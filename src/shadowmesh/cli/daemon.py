@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from shadowmesh.cli.arguments import configuration_file
+from shadowmesh.cli.arguments import configuration_file, end_with_mistakes
 from shadowmesh.errors import ConfigError, StartError, TunError
 
 
@@ -24,8 +24,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         loaded = load_client_config(file)
     except ConfigError as error:
-        print(error, file=sys.stderr)
-        sys.exit(2)
+        end_with_mistakes(error, "daemon")
 
     from shadowmesh.daemon.app import run
     from shadowmesh.observe.logging import configure, get_logger
@@ -34,7 +33,7 @@ def main(argv: list[str] | None = None) -> None:
     for warning in loaded.warnings:
         get_logger("config").warning(warning)
     try:
-        run(loaded.config)
+        run(loaded.config, file)
     except (StartError, TunError) as error:
         get_logger("daemon").error("daemon cannot start", why=str(error))
         sys.exit(1)

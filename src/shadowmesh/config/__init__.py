@@ -10,6 +10,7 @@ from shadowmesh.config.loader import (
     parse_client_config,
     parse_relay_config,
 )
+from shadowmesh.config.proxy import ProxyUrl
 from shadowmesh.config.relay import Auth, Limits, RelayConfig, Tls
 from shadowmesh.config.secret import ApiKey, SecretKey
 
@@ -23,6 +24,7 @@ __all__ = [
     "IPNetwork",
     "Limits",
     "Loaded",
+    "ProxyUrl",
     "RelayConfig",
     "RelayUrl",
     "Route",

@@ -138,10 +138,11 @@ def prefix(value: object) -> IPNetwork:
 
 def bind_ip(value: object) -> str:
     """An IP address of this machine to listen on; without brackets."""
-    literal = text(value)
-    return str(
-        _ip(literal.removeprefix("[").removesuffix("]"), "write one of this machine, such as 127.0.0.1")
-    )
+    literal, otherwise = text(value), "write one of this machine, such as 127.0.0.1"
+    ip = _ip(literal.removeprefix("[").removesuffix("]"), otherwise)
+    if ip.is_multicast or (ip.version == 6 and ip.is_link_local):
+        raise ValueError(f"{ip} is a {'multicast' if ip.is_multicast else 'link-local'} address; {otherwise}")
+    return str(ip)
 
 
 def host_name(value: object) -> str:
@@ -161,7 +162,7 @@ def host_name(value: object) -> str:
     return name
 
 
-def _split(authority: str, example: str) -> tuple[str, int | None]:
+def split_authority(authority: str, example: str) -> tuple[str, int | None]:
     """`host`, `host:port` or `[IPv6]:port` taken apart."""
     host, colon, port = authority.rpartition(":")
     if not colon or authority.endswith("]"):
@@ -187,7 +188,7 @@ def normal_origin(origin: str) -> str:
     scheme, separator, authority = origin.lower().partition("://")
     if not separator or not re.fullmatch("[a-z][a-z0-9+.-]*", scheme):
         raise ValueError(f"{shown(origin)} is not an origin; write one such as https://app.example.com")
-    host, port = _split(authority, "https://app.example.com")
+    host, port = split_authority(authority, "https://app.example.com")
     if scheme in _WEB_PORTS:
         host = host_name(host)
     elif not re.fullmatch("[a-z0-9._-]+", host):  # an extension's or a program's own: any opaque name
@@ -221,7 +222,7 @@ def trusted_proxy(value: object) -> IPNetwork:
 def host_port(value: object) -> HostPort:
     """`127.0.0.1:9090`, `[::1]:9090` or `localhost:9090`."""
     example = "127.0.0.1:9090"
-    host, port = _split(text(value), example)
+    host, port = split_authority(text(value), example)
     if port is None:
         raise ValueError(f"{shown(host)} has no port; write one behind it, such as {example}")
     if host.lower() == "localhost":
@@ -250,7 +251,7 @@ def relay_url(value: object) -> RelayUrl:
         raise ValueError("holds a ? or #, which a relay URL has not; remove it and what follows")
     if not re.fullmatch(r"[A-Za-z0-9._~!$&'()*+,;=:@%/-]*", path):
         raise ValueError(f"{shown('/' + path)} is not the path of a URL; write one such as /relay")
-    host, port = _split(authority, example)
+    host, port = split_authority(authority, example)
     host = host_name(host)
     if (ip := as_ip(host)) is not None and (ip.is_multicast or ip.is_unspecified):
         raise ValueError(f"{host} is not the address of one host; write a URL such as {example}")

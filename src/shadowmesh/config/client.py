@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
+import stat
 from collections.abc import Iterable, Sequence
 from ipaddress import ip_network
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import (
     BeforeValidator,
@@ -17,7 +20,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import InitErrorDetails
+from pydantic_core import InitErrorDetails, PydanticKnownError
 
 from shadowmesh.config.address import (
     HostPort,
@@ -33,7 +36,8 @@ from shadowmesh.config.address import (
     prefix,
     relay_url,
 )
-from shadowmesh.config.secret import ApiKey, SecretKey, network_key, relay_key
+from shadowmesh.config.proxy import ENVIRONMENT, ProxyUrl, relay_proxy
+from shadowmesh.config.secret import ApiKey, SecretKey, network_key, network_key_in, relay_key
 from shadowmesh.config.values import (
     Model,
     Problems,
@@ -51,6 +55,9 @@ from shadowmesh.config.yaml import KEY, Path
 
 _MOST_ADDRESSES = 8  # an info record has no room for more (protocol, section 4)
 _MOST_ROUTES = 64
+_MOST_RELAYS = 4
+_MOST_FINGERPRINTS = 2  # of one device: in the network of encryption.key and in that of next_key
+_ABSENT: Any = object()  # what a validator gets where the file has no such line
 _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")  # protocol, section 2
 
 
@@ -114,12 +121,19 @@ def _trusted(value: object) -> dict[IPAddress, str]:
 
 
 def _fingerprint(value: object) -> str:
-    fingerprint = text(value).lower()
-    if not re.fullmatch("[a-z2-7]{32}", fingerprint):
+    """One fingerprint, or two with a space between: those of a device in two networks."""
+    several = value if isinstance(value, (list, tuple)) else text(value).split(" ")
+    if not 1 <= len(several) <= _MOST_FINGERPRINTS:
         raise ValueError(
-            f"{shown(fingerprint)} is no fingerprint; write its 32 letters and digits (a-z, 2-7)"
+            f"has {len(several)} fingerprints; write one, or two while the network key is replaced"
         )
-    return fingerprint
+    found = [text(one).lower() for one in several]
+    for fingerprint in found:
+        if not re.fullmatch("[a-z2-7]{32}", fingerprint):
+            raise ValueError(
+                f"{shown(fingerprint)} is no fingerprint; write its 32 letters and digits (a-z, 2-7)"
+            )
+    return " ".join(found)
 
 
 class DaemonConfig(Model):
@@ -128,6 +142,9 @@ class DaemonConfig(Model):
     listen_address: Annotated[HostPort, PlainValidator(host_port)] = HostPort("127.0.0.1", 9090)
     log_level: Annotated[str, PlainValidator(level)] = "info"
     state_directory: Annotated[str, PlainValidator(absolute("/var/lib/shadowmesh"))] = "/var/lib/shadowmesh"
+    token_file: Annotated[str, PlainValidator(absolute("/run/shadowmesh/api.token"))] = (
+        "/run/shadowmesh/api.token"
+    )
 
 
 class Route(Model):
@@ -258,11 +275,72 @@ def _refuse(found: Iterable[tuple[Path, str]]) -> None:
 
 
 class EncryptionConfig(Model):
-    """`encryption:` the one secret of the network."""
+    """`encryption:` the one secret of the network, from the file itself, another file or a credential.
 
-    key: Annotated[SecretKey, PlainValidator(network_key)] = Field(
-        examples=["<what shadowmesh keygen prints>"]
+    next_key: the secret of the network that takes its place, while both are in use.
+    """
+
+    key_file: Annotated[str | None, PlainValidator(absolute("/etc/shadowmesh/encryption.key"))] = None
+    key: SecretKey = Field(
+        default=_ABSENT, validate_default=True, examples=["<what shadowmesh keygen prints>"]
     )
+    next_key_file: Annotated[str | None, PlainValidator(absolute("/etc/shadowmesh/next.key"))] = None
+    next_key: SecretKey | None = Field(default=_ABSENT, validate_default=True)
+
+    @field_validator("key", mode="plain")
+    @classmethod
+    def _one_key(cls, value: object, info: ValidationInfo) -> SecretKey | None:
+        key = _key_from("key", value, info)
+        if key is None and "key_file" in info.data:
+            raise PydanticKnownError("missing")
+        return key
+
+    @field_validator("next_key", mode="plain")
+    @classmethod
+    def _another_key(cls, value: object, info: ValidationInfo) -> SecretKey | None:
+        key = _key_from("next_key", value, info)
+        if key is not None and key == info.data.get("key"):
+            raise ValueError("is the same as encryption.key; make another one with: shadowmesh keygen")
+        return key
+
+    def cautions(self) -> list[tuple[Path, str]]:
+        """Key files that others can read."""
+        found: list[tuple[Path, str]] = []
+        for name, path in (("key_file", self.key_file), ("next_key_file", self.next_key_file)):
+            if path is not None and (mode := others_may_read(path)):
+                words = (
+                    f"others may read {path} (mode {mode:04o}); mend it with: chmod 600 {shlex.quote(path)}"
+                )
+                found.append((("encryption", name), words))
+        return found
+
+
+def _key_from(name: str, value: object, info: ValidationInfo) -> SecretKey | None:
+    """The key of this name: written in place, in the file that `NAME_file` says, or a systemd credential."""
+    if f"{name}_file" not in info.data:
+        return None  # it has a mistake of its own
+    path: str | None = info.data[f"{name}_file"]
+    at: Path = ("encryption", f"{name}_file")
+    if value is not _ABSENT:
+        key = network_key(value)
+        if path is not None:
+            _refuse([(at, f"stands beside encryption.{name}; keep one of them")])
+        return key
+    if path is None:
+        directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
+        path, at = os.path.join(directory, f"encryption.{name}"), ("encryption", name)
+        if not directory or not os.path.lexists(path):
+            return None
+    try:
+        return network_key_in(path)
+    except ValueError as error:
+        raise Problems([(at, str(error))]) from None
+
+
+def others_may_read(path: str) -> int:
+    """The mode of a file whose group or others may read it; 0 of one that only its owner may."""
+    mode = os.stat(path).st_mode if os.name == "posix" else 0
+    return stat.S_IMODE(mode) if mode & (stat.S_IRGRP | stat.S_IROTH) else 0
 
 
 class PeerConfig(Model):
@@ -280,31 +358,81 @@ class NatConfig(Model):
     ] = False
 
 
+def _several_relays(value: object) -> object:
+    if not isinstance(value, (list, tuple)) or not 1 <= len(value) <= _MOST_RELAYS:
+        raise ValueError(f"must be a list of 1 to {_MOST_RELAYS} URLs")
+    return value
+
+
 class RelayLinkConfig(Model):
-    """`relay:` the relay this device connects to."""
+    """`relay:` the relays this device connects to, and the way there."""
 
     enabled: Annotated[
         bool, PlainValidator(flag_only(True, "a device without a relay is not built yet in this version"))
     ] = True
-    server: Annotated[RelayUrl, PlainValidator(relay_url)] = Field(examples=["ws://203.0.113.9:9545"])
+    servers: Annotated[
+        tuple[Annotated[RelayUrl, PlainValidator(relay_url)], ...], BeforeValidator(_several_relays)
+    ] = ()
+    server: RelayUrl | None = Field(
+        default=_ABSENT, validate_default=True, examples=["ws://203.0.113.9:9545"]
+    )
     insecure_api_key: Annotated[bool, PlainValidator(flag)] = False
     api_key: Annotated[ApiKey | None, PlainValidator(relay_key)] = None
+    proxy: Annotated[ProxyUrl | Literal["environment"] | None, PlainValidator(relay_proxy)] = ENVIRONMENT
+    tls_ca_file: Annotated[
+        str | None, PlainValidator(absolute("/usr/local/share/ca-certificates/company.crt"))
+    ] = None
+
+    @property
+    def urls(self) -> tuple[RelayUrl, ...]:
+        """Every relay, at least one, whichever of the two keys they stand under."""
+        return self.servers if self.server is None else (self.server,)
+
+    @field_validator("servers", mode="after")
+    @classmethod
+    def _servers_differ(cls, servers: tuple[RelayUrl, ...]) -> tuple[RelayUrl, ...]:
+        _refuse(
+            (("relay", "servers", i), f"{one.url} is given twice; keep one of them")
+            for i, one in enumerate(servers)
+            if one in servers[:i]
+        )
+        return servers
+
+    @field_validator("server", mode="plain")
+    @classmethod
+    def _server_or_servers(cls, value: object, info: ValidationInfo) -> RelayUrl | None:
+        servers = info.data.get("servers", True)  # True: there, with a mistake of its own
+        if value is _ABSENT:
+            if not servers:
+                raise PydanticKnownError("missing")
+            return None
+        server = relay_url(value)
+        if servers:
+            raise ValueError("stands beside relay.servers; keep one of them")
+        return server
 
     @field_validator("api_key", mode="after")
     @classmethod
     def _key_stays_secret(cls, key: ApiKey | None, info: ValidationInfo) -> ApiKey | None:
         """Whoever reads the key on its way to the relay could use it."""
+        if key is None or info.data.get("insecure_api_key", True):  # True also where it cannot be read
+            return key
         server: RelayUrl | None = info.data.get("server")
-        allowed = info.data.get("insecure_api_key", True)  # True also where it cannot be read
-        if key is None or server is None or server.scheme == "wss" or allowed:
-            return key
-        ip = as_ip(server.host)
-        if server.host == "localhost" or (ip is not None and ip.is_loopback):
-            return key
-        raise ValueError(
-            f"would cross the network in clear to {server.host}; write wss:// in relay.server, or, "
-            "if whoever is in between may have the key, insecure_api_key: true"
-        )
+        for one in (*info.data.get("servers", ()), *([server] if server else ())):
+            ip = as_ip(one.host)
+            if one.scheme != "wss" and one.host != "localhost" and not (ip is not None and ip.is_loopback):
+                where = "relay.servers" if server is None else "relay.server"
+                raise ValueError(
+                    f"would cross the network in clear to {one.host}; write wss:// in {where}, or, "
+                    "if whoever is in between may have the key, insecure_api_key: true"
+                )
+        return key
+
+    def places(self) -> list[tuple[Path, RelayUrl]]:
+        """Each relay with the path of its value in the file."""
+        if self.server is not None:
+            return [(("relay", "server"), self.server)]
+        return [(("relay", "servers", i), one) for i, one in enumerate(self.servers)]
 
 
 class P2PConfig(Model):
@@ -340,22 +468,28 @@ class ClientConfig(Model):
     def _relay_stays_outside(cls, relay: RelayLinkConfig, info: ValidationInfo) -> RelayLinkConfig:
         """The connection to the relay must not be routed into the tunnel that it carries."""
         network: NetworkConfig | None = info.data.get("network")
-        ip = as_ip(relay.server.host)
-        if network is None or ip is None:
+        if network is None:
             return relay
         inside = [interface.network for interface in network.local_ip] + [
             route.to for route in network.routes
         ]
-        for one in inside:
-            if overlap(one, ip_network(ip)):
+        dialled: list[tuple[Path, str]] = [(path, url.host) for path, url in relay.places()]
+        if isinstance(relay.proxy, ProxyUrl):
+            dialled = [(("relay", "proxy"), relay.proxy.host)]
+        found: list[tuple[Path, str]] = []
+        for path, host in dialled:
+            ip = as_ip(host)
+            one = next((one for one in inside if ip is not None and overlap(one, ip_network(ip))), None)
+            if one is not None:
                 words = f"{ip} lies in {one}, which goes into the tunnel; write an address outside of it"
-                raise Problems([(("relay", "server"), words)])
+                found.append((path, words))
+        _refuse(found)
         return relay
 
     def cautions(self) -> list[tuple[Path, str]]:
         """An example or no name as peer id, a public overlay IP, a status others can read, no port."""
         found: list[tuple[Path, str]] = []
-        listen, server, name = self.daemon.listen_address, self.relay.server, self.peer.id
+        listen, name = self.daemon.listen_address, self.peer.id
         listen_ip = as_ip(listen.host)
         if listen_ip is not None and not listen_ip.is_loopback:
             words = f"whoever reaches {listen_ip} can read the daemon's status; 127.0.0.1 keeps it here"
@@ -371,17 +505,26 @@ class ClientConfig(Model):
         elif not _NAME.fullmatch(name.lower()):
             words = f"{shown(name)} cannot be used as a name; write letters, digits and . _ - between them"
             found.append((("peer", "id"), words))
-        if self.relay.api_key is not None and self.relay.insecure_api_key and server.scheme == "ws":
+        found += self.encryption.cautions()
+        plain = [(path, url) for path, url in self.relay.places() if url.scheme == "ws"]
+        if self.relay.api_key is not None and self.relay.insecure_api_key and plain:
             found.append((("relay", "insecure_api_key"), "the API key crosses the network in clear"))
-        if server.scheme == "ws" and f":{server.port}/" not in server.url:
-            found.append((("relay", "server"), "has no port, so 80 is used; a relay's own port is 9545"))
+        for path, url in plain:
+            if f":{url.port}/" not in url.url:
+                found.append((path, "has no port, so 80 is used; a relay's own port is 9545"))
         return found
 
+    def secrets(self) -> list[str]:
+        """Keys whose secret stands in the file itself."""
+        proxied = self.relay.proxy
+        there = {
+            "encryption.key": "key" in self.encryption.model_fields_set,
+            "encryption.next_key": "next_key" in self.encryption.model_fields_set,
+            "relay.api_key": self.relay.api_key is not None,
+            "relay.proxy": isinstance(proxied, ProxyUrl) and proxied.has_credentials,
+        }
+        return [name for name, is_there in there.items() if is_there]
 
-LATER = frozenset(
-    {
-        *("encryption.key_file", "encryption.next_key"),
-        *("relay.servers", "relay.proxy", "relay.tls_ca_file"),
-    }
-)
+
+LATER: frozenset[str] = frozenset()
 """Keys of later versions: refused as not built yet, not as unknown."""

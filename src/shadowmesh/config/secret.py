@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hmac
+import os
 import re
+import stat
 
 from shadowmesh.apikey import API_KEY
 from shadowmesh.config.values import text
 from shadowmesh.crypto.examples import public_example
 
 _MAKE_ONE = "make one with: shadowmesh keygen (the same key on every device of the network)"
+_MOST_IN_FILE = 4096  # bytes; a key file is one line of 64 digits
 _ASK_FOR_ONE = "write what `shadowmesh relay-keys add` printed on the relay"
 
 
@@ -26,6 +30,12 @@ class SecretKey:
 
     def __repr__(self) -> str:
         return "SecretKey(hidden)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SecretKey) and hmac.compare_digest(self._key, other._key)
+
+    def __hash__(self) -> int:
+        return hash(self._key)
 
 
 def network_key(value: object) -> SecretKey:
@@ -48,6 +58,26 @@ def network_key(value: object) -> SecretKey:
     return SecretKey(key)
 
 
+def network_key_in(path: str) -> SecretKey:
+    """The key in a file: 64 hex digits, white space around and between them counts for nothing.
+
+    Raises ValueError, without the key in it.
+    """
+    try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a FIFO would let the reader wait for ever
+            raise ValueError(f"{path} is no regular file; write the path of one with 64 hex digits")
+        with open(path, "rb") as file:
+            content = file.read(_MOST_IN_FILE + 1)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from None
+    if len(content) > _MOST_IN_FILE:
+        raise ValueError(f"{path} is too large to be a key file; {_MAKE_ONE}")
+    try:
+        return network_key("".join(content.decode("latin-1").split()))
+    except ValueError as error:
+        raise ValueError(f"the content of {path} {error}") from None
+
+
 class ApiKey:
     """A relay's API key as text, which neither `repr` nor `str` shows."""
 
@@ -62,6 +92,12 @@ class ApiKey:
 
     def __repr__(self) -> str:
         return "ApiKey(hidden)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, ApiKey) and hmac.compare_digest(self._key, other._key)
+
+    def __hash__(self) -> int:
+        return hash(self._key)
 
 
 def relay_key(value: object) -> ApiKey:

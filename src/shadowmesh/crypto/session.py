@@ -61,6 +61,17 @@ class ReplayWindow:
         self._bits[i] |= bit
         return True
 
+    def missing(self) -> tuple[int, int]:
+        """(counters not accepted yet, counters in all) of those within WINDOW behind the highest."""
+        first, end = max(0, self.highest + 1 - WINDOW), self.highest + 1
+        seen = 0
+        for block in range(first >> 6, (end + 63) >> 6):
+            bits = self._bits[block & _BLOCK_MASK]
+            if block == first >> 6:
+                bits &= -1 << (first & 63)
+            seen += bits.bit_count()  # above the highest there are none
+        return end - first - seen, end - first
+
 
 class Sealer:
     """The sending half of a session. key: 32 bytes; receiver_index: the 4 bytes that the other side chose."""
@@ -118,3 +129,12 @@ class Opener:
         if not self._window.accept(counter):
             raise SealedError("a sealed message was replayed or comes too late")
         return size
+
+    @property
+    def highest(self) -> int:
+        """The highest counter that was accepted so far, -1 before the first."""
+        return self._window.highest
+
+    def missing(self) -> tuple[int, int]:
+        """(not come, sealed) of the last WINDOW messages of the other side, up to the highest that came."""
+        return self._window.missing()

@@ -3,39 +3,52 @@
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import os
-import random
 import secrets
 import signal
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 from shadowmesh import __version__
 from shadowmesh.config.client import ClientConfig
-from shadowmesh.crypto.keys import DeviceKeys, NetworkKeys, fingerprint
-from shadowmesh.daemon.api import create_api
-from shadowmesh.daemon.engine import Engine
+from shadowmesh.config.client_reload import changed, merged, needs_restart
+from shadowmesh.config.loader import load_client_config
+from shadowmesh.config.proxy import proxy_to
+from shadowmesh.config.secret import SecretKey
+from shadowmesh.crypto.keys import fingerprint
+from shadowmesh.daemon.api import serve_api
+from shadowmesh.daemon.control import Control
+from shadowmesh.daemon.diagnosis import DEDUCED
+from shadowmesh.daemon.engine import Engine, Link
 from shadowmesh.daemon.events import Events
-from shadowmesh.daemon.link import AGENT, Identity, RelayLink
+from shadowmesh.daemon.link import AGENT, RelayLink
+from shadowmesh.daemon.links import Links
+from shadowmesh.daemon.networks import Network, Networks
+from shadowmesh.daemon.ping import Pinger
+from shadowmesh.daemon.report import Report
 from shadowmesh.daemon.state import StateDirectory
-from shadowmesh.errors import StartError, TunError
-from shadowmesh.mesh.context import Context, Local
+from shadowmesh.errors import ConfigError, RequestError, StartError, TunError
+from shadowmesh.mesh.context import Local
 from shadowmesh.mesh.mesh import Mesh
-from shadowmesh.mesh.peer import Peer
 from shadowmesh.mesh.trust import Trust
-from shadowmesh.net.http import serve_http
+from shadowmesh.net.client import check_ca_file
 from shadowmesh.net.loop import run_loop
-from shadowmesh.observe.logging import get_logger
+from shadowmesh.net.watch import NetworkWatch
+from shadowmesh.observe.logging import configure, get_logger
+from shadowmesh.observe.systemd import Notifier
 from shadowmesh.tun.base import TunDevice
 from shadowmesh.tun.linux import open_tun
 
 STOP_SECONDS = 2.5  # from the signal to the end, whatever happens
+STATUS_SECONDS = 3.0  # between looks at whether systemd's status line is still right
 REMEMBER_AFTER = 1.0  # seconds in which all peers that are met cost one write of the disk
 _IDENTITIES = {"identity_new", "identity_changed"}
 _FORWARDING = {4: "net.ipv4.ip_forward", 6: "net.ipv6.conf.all.forwarding"}
@@ -46,15 +59,19 @@ T = TypeVar("T")
 log = get_logger("daemon")
 
 
-def run(config: ClientConfig) -> None:
-    """Run until SIGTERM or SIGINT. Raises StartError and TunError, in words."""
+def run(config: ClientConfig, file: str = "") -> None:
+    """Run until SIGTERM or SIGINT. `file` is where `config` is from, to be read again by a reload.
+
+    Raises StartError and TunError, in words.
+    """
+    faulthandler.enable()  # systemd's watchdog ends a hanging program with SIGABRT: say where it hung
     network = config.network
     # First the device: who may not make one learns that, instead of something about the state directory.
     tun = open_tun(network.device_name, network.local_ip, network.mtu, [route.to for route in network.routes])
     try:
         state = StateDirectory(_state_path(config))
         try:
-            run_loop(Daemon(config, state, state.seed(), tun).run())
+            run_loop(Daemon(config, state, state.seed(), tun, file).run())
             log.info("stopped")
         finally:
             state.close()
@@ -70,27 +87,29 @@ def _state_path(config: ClientConfig) -> str:
 
 
 class Daemon:
-    """One device in one network."""
+    """One device in one network, or in two while the network key is being replaced."""
 
-    def __init__(self, config: ClientConfig, state: StateDirectory, seed: bytes, tun: TunDevice) -> None:
+    def __init__(
+        self, config: ClientConfig, state: StateDirectory, seed: bytes, tun: TunDevice, file: str = ""
+    ) -> None:
         self._config = config
+        self._file = file
         self._state = state
+        self._seed = SecretKey(seed)
         self._tun = tun
-        self._network = NetworkKeys(config.encryption.key.reveal())
-        self._device = DeviceKeys(seed, self._network.network_id)
-        pins = {ip.packed: pin for ip, pin in config.peers.trusted.items()}
-        known = state.known_peers(self._network.network_id)
-        self._trust = Trust(known, pins, strict=config.peers.verify == "strict")
-        self._started = time.monotonic()
+        self._notifier = Notifier()
         self._remembering: asyncio.TimerHandle | None = None
-        self._changed: set[bytes] = set()  # static keys that came for an IP which had another
         self._loop: asyncio.AbstractEventLoop
         self._stop: asyncio.Future[None]
         self._events: Events
-        self._names: dict[str, str]
-        self._mesh: Mesh
-        self._link: RelayLink
+        self._local: Local
+        self._networks: list[Network]
+        self._mesh: Mesh  # of all networks, and so is the link
+        self._link: Link
         self._engine: Engine
+        self._report: Report
+        self._pinger: Pinger
+        self._control: Control
 
     async def run(self) -> None:
         """Everything between the start and the end of the event loop.
@@ -103,45 +122,51 @@ class Daemon:
         self._stop = loop.create_future()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
 
-        context = self._make_context()
-        own = context.addresses.items()
-        self._names = {
-            address.hex(): str(ip_address(ip)) if ip else self._config.peer.id for address, ip in own
-        }
-        self._mesh = self._engine.start(context)
-        self._link.listener = self._engine
-        listen = self._config.daemon.listen_address
+        self._make_parts()
         try:
-            api = await serve_http(create_api(self.status), listen.host, listen.port, "daemon.listen_address")
-            self._log_start()
-            gc.collect()
-            gc.freeze()  # what lives from here to the end need not be looked at again
+            api = await serve_api(self._control, self._config.daemon)
             try:
-                await self._run_link()
+                self._log_start()
+                gc.collect()
+                gc.freeze()  # what lives from here to the end need not be looked at again
+                await self._serve()
             finally:
                 await api.close()
         finally:
             self._engine.stop()
             self._remember()
 
-    async def _run_link(self) -> None:
-        linking = asyncio.create_task(self._link.run(), name="relay link")
+    async def _serve(self) -> None:
+        """From the moment when device and API are there to the signal that ends it all.
+
+        systemd hears that the start is done before there is a relay: a boot must not wait for the network.
+        """
+        self._notifier.ready(self._status_line())
+        tasks = [
+            asyncio.create_task(self._notifier.feed_watchdog(), name="watchdog"),
+            asyncio.create_task(self._tell_status(), name="status"),
+            asyncio.create_task(self._control.run(), name="control"),
+        ]
+        for task in tasks:
+            task.add_done_callback(self._on_task_done)
+        watch = NetworkWatch(self._on_network, self._tun.name, self._on_tun_changed)
         try:
-            await asyncio.wait({self._stop, linking}, return_when=asyncio.FIRST_COMPLETED)
-            if linking.done():
-                linking.result()
-            self._stop.result()
+            await self._stop
+            self._notifier.stopping("Stopping")
             log.info("stopping")
         finally:
+            watch.close()
             self._mesh.bye()
             self._engine.stop()
-            linking.cancel()
-            await asyncio.wait({linking})
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
 
-    def _make_context(self) -> Context:
+    def _make_parts(self) -> None:
         config = self._config
-        local = Local(
+        self._local = Local(
             interfaces=config.network.local_ip,
             name=config.peer.id,
             mtu=config.network.mtu,
@@ -149,27 +174,18 @@ class Daemon:
             routes=tuple((route.to, route.via.packed) for route in config.network.routes),
             advertise=config.network.advertise,
         )
-        context = Context(
-            network=self._network,
-            device=self._device,
-            local=local,
-            output=None,  # type: ignore[arg-type]
-            trust=self._trust,
-            random=secrets.token_bytes,
-            uniform=random.uniform,
+        first = self._make_network(config.encryption.key)
+        self._networks = [first]
+        self._engine = engine = Engine(self._tun, first.link, self._loop, self._on_event)
+        first.speak(engine, partial(self._on_event_in, first))
+        now = self._loop.time
+        # The same clock as the loop's, whose readings may be milliseconds old.
+        self._pinger = pinger = Pinger(first.context, first.mesh, time.monotonic, lambda: self._link.ready)
+        self._report = report = Report(
+            first.context, first.mesh, engine, self._tun, first.links, self._events.counts, now, pinger.rtt
         )
-        identity = Identity(self._network, self._device, secrets.token_bytes(16), tuple(context.addresses))
-        server = config.relay.server
-        self._link = RelayLink(
-            server.url,
-            server.host,
-            identity,
-            secrets.token_hex(16),
-            self._on_event,
-            config.relay.api_key,
-        )
-        self._engine = context.output = Engine(self._tun, self._link, self._loop, self._on_event)
-        return context
+        self._control = Control(first.mesh, report, pinger, self._run_links, self.reload, self.trust)
+        self._arrange()
 
     def _on_signal(self) -> None:
         if self._stop.done():
@@ -177,22 +193,27 @@ class Daemon:
         self._stop.set_result(None)
         self._loop.call_later(STOP_SECONDS, os._exit, 0)  # the device goes with the process
 
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None and not self._stop.done():
+            self._stop.set_exception(error)
+
     def _on_event(self, name: str, /, **facts: object) -> None:
         if name == "tun_lost":
             error = facts["error"]
             if isinstance(error, TunError) and not self._stop.done():
                 self._stop.set_exception(error)
             return
-        self._events(name, **{key: self._own(value) for key, value in facts.items()})
-        if name == "identity_changed" and isinstance(peer := facts["peer"], Peer):
-            self._changed.add(peer.static)
+        self._events(name, **{key: self._report.own(value) for key, value in facts.items()})
+        self._report.note(name, facts)
+        self._pinger.note(name, facts)
         if name in _IDENTITIES and self._remembering is None:
             self._remembering = self._loop.call_later(REMEMBER_AFTER, self._remember)
 
-    def _own(self, fact: object) -> object:
-        """An own blind address as the IP or the name that it stands for; anything else as it is."""
-        name = fact.hex() if isinstance(fact, bytes) else fact
-        return self._names.get(name, fact) if isinstance(name, str) else fact
+    def _on_event_in(self, network: Network, name: str, /, **facts: object) -> None:
+        match name, facts:
+            case "identity_refused", {"ip": bytes(ip), "static": bytes(static)}:
+                network.trust.refused[ip] = static
+        self._on_event(name, **facts)
 
     def _remember(self) -> None:
         """Write down the peers that were met since the last time."""
@@ -201,9 +222,215 @@ class Daemon:
         self._remembering.cancel()
         self._remembering = None
         try:
-            self._state.remember_peers(self._network.network_id, self._trust.known)
+            for network in self._networks:
+                self._state.remember_peers(network.keys.network_id, network.trust.known)
         except StartError as error:
             log.error("cannot remember the peers' keys", reason=str(error))
+
+    # -- networks and relays
+
+    def _make_network(self, key: SecretKey) -> Network:
+        network = Network(key, self._seed.reveal(), self._local, self._make_trust)
+        network.use(self._make_links(network))
+        return network
+
+    def _make_links(self, network: Network) -> list[RelayLink]:
+        """A connection to each relay; the process says the same made-up name to all of them."""
+        relay, peer_id = self._config.relay, secrets.token_hex(16)
+        return [
+            RelayLink(
+                url.url,
+                url.host,
+                network.identity,
+                peer_id,
+                self._on_event,
+                relay.api_key,
+                proxy=partial(proxy_to, url, relay.proxy),
+                ca_file=relay.tls_ca_file,
+            )
+            for url in relay.urls
+        ]
+
+    def _arrange(self) -> None:
+        """Be in the networks of the configured keys, in this order. Sessions in one that stays live on."""
+        self._remember()  # also of a network that ends here
+        encryption, before = self._config.encryption, self._networks
+        self._networks = []
+        for key in filter(None, (encryption.key, encryption.next_key)):
+            network = next((each for each in before if each.key == key), None)
+            if network is None:
+                network = self._make_network(key)
+                network.speak(self._engine, partial(self._on_event_in, network), self._engine.drops)
+            self._networks.append(network)
+        for network in before:
+            if network not in self._networks:
+                network.mesh.bye()
+        self._use()
+
+    def _use(self) -> None:
+        """Have everybody use the networks and their links as they are now."""
+        first, *others = self._networks
+        first.together = None  # with one network nothing is in between
+        self._mesh, self._link = first.mesh, first.link
+        if others:
+            both = Networks(self._networks)
+            self._mesh, self._link = cast(Mesh, both), both
+        contexts = [network.context for network in self._networks]
+        self._engine.use(self._link, self._mesh)
+        self._report.use(contexts, self._mesh, self._links())
+        for network in self._networks:
+            if isinstance(network.link, Links):
+                network.link.changed = self._on_links
+        self._pinger.use(first.context, self._mesh)
+        self._control.use(self._mesh)
+        self._control.relink()
+
+    def _links(self) -> list[RelayLink]:
+        return [link for network in self._networks for link in network.links]
+
+    def _on_links(self) -> None:
+        self._report.links = self._links()
+
+    async def _run_links(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            for network in self._networks:
+                group.create_task(network.link.run(), name=f"network {network.keys.network_id.hex()[:16]}")
+
+    def _on_network(self, reason: str) -> None:
+        if not self._report.down:
+            for network in self._networks:
+                network.link.check(reason)
+
+    def _on_tun_changed(self) -> None:
+        def done(repairing: asyncio.Future[tuple[str, ...]]) -> None:
+            if repairing.cancelled():
+                return
+            if (error := repairing.exception()) is not None:
+                log.error("cannot repair the network device, which somebody has changed", why=str(error))
+            elif repaired := repairing.result():
+                log.warning(
+                    "repaired the network device, which somebody had changed", gave=", ".join(repaired)
+                )
+
+        self._loop.run_in_executor(None, self._tun.repair).add_done_callback(done)
+
+    # -- reload
+
+    def _on_hangup(self) -> None:
+        self._notifier.reloading()
+        try:
+            self.reload()
+        except ConfigError as error:
+            for problem in error.problems:
+                log.error(problem)
+            log.error("configuration not reloaded", problems=len(error.problems))
+        except StartError as error:
+            log.error("configuration not reloaded", why=str(error))
+        except Exception:
+            # A bug in a reload costs the reload, not the tunnel.
+            log.exception("configuration not reloaded")
+        self._notifier.ready(self._status_line())
+
+    def reload(self) -> dict[str, Any]:
+        """Read the configuration again and take over what can be; the rest stays as it is (POST /reload).
+
+        Returns the keys that apply now, and lines about those that do not and about the file. Raises
+        ConfigError with all problems of a file that cannot be used, StartError if a file that it names cannot
+        be; nothing has changed then.
+        """
+        if not self._file:
+            raise RequestError("this daemon has no configuration file to read again")
+        old, loaded = self._config, load_client_config(self._file)
+        if loaded.config.relay.tls_ca_file is not None:
+            check_ca_file(loaded.config.relay.tls_ca_file)
+        config = self._config = merged(old, loaded.config)
+        applied, refused = changed(old, loaded.config), needs_restart(old, loaded.config)
+        if "daemon.log_level" in applied:
+            configure(config.daemon.log_level)
+        if config.peers != old.peers:
+            for network in self._networks:
+                network.trust.configure(self._pins(), strict=config.peers.verify == "strict")
+                network.mesh.recheck()
+        if config.relay != old.relay:
+            for network in self._networks:
+                network.use(self._make_links(network))
+        if config.encryption != old.encryption or config.relay != old.relay:
+            self._arrange()
+        for warning in (*loaded.warnings, *refused):
+            log.warning(warning)
+        log.info("configuration reloaded", changed=", ".join(applied) or "nothing", config=self._file)
+        return {"applied": list(applied), "refused": refused, "warnings": loaded.warnings}
+
+    # -- identities
+
+    def _pins(self) -> dict[bytes, str]:
+        return {ip.packed: pin for ip, pin in self._config.peers.trusted.items()}
+
+    def _make_trust(self, network_id: bytes) -> Trust:
+        strict = self._config.peers.verify == "strict"
+        return Trust(self._state.known_peers(network_id), self._pins(), strict=strict)
+
+    def trust(self, ip: str, expected: str = "") -> dict[str, Any]:
+        """Trust the device that answers for an overlay IP with another key than before (POST /trust).
+
+        That is the one that was refused last, else the one that is connected; its fingerprint must be
+        `expected` if that is given. If there is neither, the key that is known is forgotten, and the next
+        device that answers is taken. Returns ip, the fingerprint that is trusted ("": the next) and
+        that of before. Raises RequestError.
+        """
+        try:
+            packed = ip_address(ip).packed
+        except ValueError:
+            raise RequestError("this is not an IP address; write the overlay IP of a peer") from None
+        error: ValueError | None = None
+        done: list[tuple[bytes | None, bytes | None]] = []
+        for network in self._networks:
+            before = network.trust.known.get(packed)
+            connected = any(packed in peer.verified for peer in network.mesh.peers.values())
+            try:
+                done.append((network.trust.accept(packed, expected.lower(), forget=not connected), before))
+            except ValueError as refused:
+                error = error or refused
+                continue
+            self._state.remember_peers(network.keys.network_id, network.trust.known)
+        if not done:
+            raise RequestError(f"{ip_address(packed)}: {error}")
+        self._report.trusted(packed)
+        static, before = done[0]
+        facts = {
+            "ip": str(ip_address(packed)),
+            "fingerprint": fingerprint(static) if static else "",
+            "before": fingerprint(before) if before else "",
+        }
+        log.info("peer trusted", **facts)
+        return facts
+
+    # -- what is said
+
+    def status(self) -> dict[str, Any]:
+        """The facts of GET /status."""
+        return self._report.status()
+
+    def _status_line(self) -> str:
+        report = self._report
+        word = {"connected": "Connected to", "connecting": "Connecting to", "joining": "Joining"}
+        relays = ", ".join(link.url for link in report.links)
+        state = (
+            "Switched off" if report.state == "down" else f"{word.get(report.state, 'Waiting for')} {relays}"
+        )
+        return f"{state}; {report.connected} of {len(self._mesh.peers)} peers connected"
+
+    async def _tell_status(self) -> None:
+        before: set[str] = set()
+        said: set[str] = set()
+        while True:
+            await asyncio.sleep(STATUS_SECONDS)
+            self._notifier.status(self._status_line())
+            found = {each["code"]: each["text"] for each in self._report.diagnosis()}
+            for code in (found.keys() & before & DEDUCED) - said:  # what is gone the next time was a guess
+                log.warning(found[code], diagnosis=code)
+                said.add(code)
+            before = set(found)
 
     def _log_start(self) -> None:
         for warning in (*self._tun.warnings, *self._state.warnings):
@@ -221,71 +448,10 @@ class Daemon:
             ips=",".join(str(interface) for interface in self._config.network.local_ip),
             mtu=self._tun.mtu,
             offload=",".join(self._tun.offload) or "none",
-            fingerprint=fingerprint(self._device.static_public),
-            network=self._network.network_id.hex()[:16],
-            relay=self._link.url,
+            fingerprint=fingerprint(self._networks[0].device.static_public),
+            network=",".join(network.keys.network_id.hex()[:16] for network in self._networks),
+            relay=", ".join(link.url for link in self._report.links),
         )
-
-    # -- status
-
-    def status(self) -> dict[str, Any]:
-        """The facts of GET /status."""
-        config, link = self._config, self._link
-        now = self._loop.time()
-        return {
-            "status": link.state,
-            "reason": link.reason or self._refusals(),
-            "version": __version__,
-            "uptime": round(time.monotonic() - self._started, 1),
-            "name": config.peer.id,
-            "device": self._tun.name,
-            "ips": [str(interface) for interface in config.network.local_ip],
-            "mtu": self._tun.mtu,
-            "offload": list(self._tun.offload),
-            "fingerprint": fingerprint(self._device.static_public),
-            "network": self._network.network_id.hex(),
-            "relay": {
-                "server": link.url,
-                "name": link.relay.server_name if link.relay else "",
-                "region": link.relay.region if link.relay else "",
-                "seconds": round(now - link.since, 1),
-                "connects": link.connects,
-                "rtt_ms": round(link.rtt * 1000, 2) if link.rtt is not None else None,
-                "remote": link.remote,
-                "dropped": link.dropped,
-                "refused": {str(self._own(address)): code for address, code in link.refused.items()},
-            },
-            "peers": [self._peer(peer, now) for peer in self._mesh.peers.values()],
-            "packets_in": self._engine.packets_in,
-            "packets_out": self._engine.packets_out,
-            "drops": dict(self._engine.drops),
-            "events": dict(self._events.counts),
-        }
-
-    def _refusals(self) -> str:
-        refused = ", ".join(str(self._own(address)) for address in self._link.refused)
-        return f"the relay gives to another device: {refused}" if refused else ""
-
-    def _peer(self, peer: Peer, now: float) -> dict[str, Any]:
-        info = peer.info
-        return {
-            "name": info.id if info else "",
-            "ips": sorted(str(ip_address(ip)) for ip in peer.verified),
-            "fingerprint": peer.fingerprint,
-            "identity": "changed" if peer.static in self._changed else "known",
-            "connected": self._mesh.is_connected(peer),
-            "path": "relay",
-            "heard": round(now - peer.heard, 1),
-            "last_handshake": round(now - peer.last_handshake, 1),
-            "handshakes": peer.handshakes,
-            "messages_in": peer.messages_in,
-            "messages_out": peer.messages_out,
-            "bytes_in": peer.bytes_in,
-            "bytes_out": peer.bytes_out,
-            "agent": info.agent if info else "",
-            "mtu": info.mtu if info else 0,
-            "routes": list(info.routes) if info else [],
-        }
 
 
 def _forwards(version: int) -> bool:

@@ -3,6 +3,10 @@
 Per packet there is no task and no queue. What makes it fast in Python is doing less per byte: a TUN device
 with offload gives up to 64 KiB at a time, and that is one record, one sealed message, one frame. Whatever
 one wake-up of the device gave for one peer goes into one message; no timer ever waits for more.
+
+A link that takes nothing for a while is a slow one. Then the device is read on, into a queue that is fair and
+short (`daemon.queue`), and what the link takes comes from there, until it has been quick for a second.
+And while little is sent, for whatever reason, large packets go in pieces: what is slow may be farther on.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Network
 from typing import Protocol
 
+from shadowmesh.daemon.queue import PacketQueue
 from shadowmesh.errors import OffloadError, TunError
 from shadowmesh.mesh.context import Context
 from shadowmesh.mesh.mesh import Mesh
@@ -26,6 +31,10 @@ MAX_READS = 128  # packets per wake-up, so that what comes in is not kept waitin
 FULL = 48 * 1024  # a batch this large is sent at once: nothing of a bulk transfer fits beside it
 BIG = 8 * 1024  # a packet this large is not copied to another peer's batch but begins a new one
 UNREACHABLE_RATE = 10  # ICMP errors per second
+READ_ON = 0.004  # seconds for which a link may take nothing before it is a slow one
+STALL = 0.1  # the same for a link that was fast: a process on the way may have waited for its core
+FAST = 25e6  # bytes per second
+SLOW_FOR = 1.0  # seconds for which it stays one
 LINK_GRACE = 2.0  # seconds without a relay after which senders are told instead of left waiting
 
 _HEADER = record.HEADER_SIZE
@@ -38,13 +47,19 @@ _WINDOW = FULL + 2 * (_HEADER + MAX_RECORD) + _PADDING
 class Link(Protocol):
     """What the engine needs of the connection to the relay."""
 
-    ready: bool
-    """Joined, so that frames can be sent."""
-    since: float
-    """Since when it has been ready, or not (monotonic seconds)."""
+    @property
+    def ready(self) -> bool:
+        """Joined, so that frames can be sent."""
 
-    def send_frame(self, data: memoryview | bytes) -> None:
-        """Send one data frame, which is copied before this returns."""
+    @property
+    def since(self) -> float:
+        """Since when it has been ready, or not (monotonic seconds)."""
+
+    def send_frame(self, data: memoryview | bytes, via: object = None) -> None:
+        """Send one data frame, which is copied before this returns.
+
+        via: where there are several connections, the one to use; None: all of them.
+        """
 
 
 class Engine:
@@ -60,7 +75,7 @@ class Engine:
         self._tun = tun
         self._link = link
         self._loop = loop
-        self._now = loop.time
+        self._now = self.now = loop.time
         self.event = events
         self.packets_in = self.packets_out = 0  # from peers; to peers, with those that wait for a session
         self._stashes: dict[Flow, bytearray] = {}
@@ -71,6 +86,16 @@ class Engine:
         self._due: float | None = None  # when it fires
         self._reading = False
         self._stopped = False
+        self._queue = PacketQueue(self._drop)
+        self._batch = (
+            bytearray()
+        )  # of the queue, for `_batch_flow`: records for which the link has no room yet
+        self._batch_flow: Flow | None = None
+        self._open = True  # the link takes more
+        self._slow = False
+        self._slow_until = 0.0
+        self._blocked_at = 0.0
+        self._read_on: asyncio.TimerHandle | None = None
         self._mesh: Mesh
 
     def start(self, context: Context) -> Mesh:
@@ -85,12 +110,24 @@ class Engine:
         self.resume()
         return self._mesh
 
+    def use(self, link: Link, mesh: Mesh) -> None:
+        """Send by another link, and in another mesh or several, from now on."""
+        self._link = link
+        self._mesh = mesh
+        self.resume()
+        self._arm()
+
+    def arm(self) -> None:
+        """Somebody else than this has called the mesh."""
+        self._arm()
+
     def stop(self) -> None:
         """Read and tick no more."""
         self._stopped = True
-        self.pause()
-        if self._timer is not None:
-            self._timer.cancel()
+        self._leave()
+        for timer in (self._timer, self._read_on):
+            if timer is not None:
+                timer.cancel()
 
     @property
     def drops(self) -> Counter[str]:
@@ -98,16 +135,49 @@ class Engine:
         return self._drops
 
     def pause(self) -> None:
-        """The link takes no more: leave packets in the kernel's queue."""
+        """The link takes no more: leave packets in the kernel's queue, for a moment."""
+        self._open = False
+        self._blocked_at = self._now()
+        if not self._slow:
+            self._leave()
+            if self._read_on is None and not self._stopped:
+                self._read_on = self._loop.call_at(self._blocked_at + READ_ON, self._check_blocked)
+
+    def resume(self) -> None:
+        """The link takes more."""
+        self._open = True
+        if self._slow:
+            now = self._now()
+            if now - self._blocked_at >= READ_ON:
+                self._slow_until = now + SLOW_FOR
+            self._drain(now)
+        else:
+            self._read()
+
+    def _read(self) -> None:
+        if not self._reading and not self._stopped:
+            self._reading = True
+            self._loop.add_reader(self._tun.fileno(), self._on_tun)
+
+    def _leave(self) -> None:
         if self._reading:
             self._reading = False
             self._loop.remove_reader(self._tun.fileno())
 
-    def resume(self) -> None:
-        """The link takes more."""
-        if not self._reading and not self._stopped:
-            self._reading = True
-            self._loop.add_reader(self._tun.fileno(), self._on_tun)
+    def _check_blocked(self) -> None:
+        """Some time after the link has stopped taking more, then or since."""
+        self._read_on = None
+        if self._open:
+            return
+        now = self._now()
+        if now < (due := self._blocked_at + (READ_ON if self._queue.rate < FAST else STALL)):
+            self._read_on = self._loop.call_at(due, self._check_blocked)
+        else:
+            self._slow, self._slow_until = True, now + SLOW_FOR
+            self._read()
+
+    def _drop(self, reason: str) -> None:
+        self._drops[reason] += 1
 
     # -- TUN → relay
 
@@ -118,7 +188,11 @@ class Engine:
         wake-up are gathered in `_stashes`, by a copy.
         """
         now = self._now()
+        if self._slow:
+            return self._on_tun_slow(now)
         tun, mesh, plain = self._tun, self._mesh, self._window
+        most = self._queue.most
+        full = FULL if most > FULL else most
         flow: Flow | None = None
         base = at = 0
         try:
@@ -131,7 +205,7 @@ class Engine:
                     break
                 end = start + size
                 kind = offload.from_tun(plain[start:end])
-                if kind == record.OFFLOAD:
+                if kind == record.OFFLOAD and (size <= most or not plain[start + 1]):
                     key = ip.flow_key(plain, start + _VNET, end)
                 elif kind == record.PACKET:
                     end -= _VNET
@@ -141,7 +215,7 @@ class Engine:
                     if flow is not None:
                         self._send_before(flow, base, at, now)
                     flow, base, at = None, 0, 0
-                    self._split(plain[start:end], now)
+                    self._split(plain[start:end], most, now)
                     continue
                 to = mesh.flow(key) if key else None
                 if to is None:
@@ -162,7 +236,7 @@ class Engine:
                 record.header.pack_into(plain, at, kind << 24 | (end - start))
                 at = end
                 self.packets_out += 1
-                if at - base >= FULL or at > _WINDOW - _HEADER - MAX_RECORD - _PADDING:
+                if at - base >= full or at > _WINDOW - _HEADER - MAX_RECORD - _PADDING:
                     self._send(flow, plain[base : at + _PADDING], at - base, now)
                     flow, base, at = None, 0, 0
         except OffloadError:
@@ -194,8 +268,9 @@ class Engine:
         data = self._frame
         data[: frame.HEADER_SIZE] = flow.header
         sealed = session.sealer.seal_into(plain[:size], data[frame.HEADER_SIZE :])
-        self._link.send_frame(data[: frame.HEADER_SIZE + sealed])
+        self._link.send_frame(data[: frame.HEADER_SIZE + sealed], session.peer.via)
         self._mesh.sent(session, size, now)
+        self._queue.sent(size, now)
 
     def _stash(self, flow: Flow, kind: int, body: memoryview | bytes, now: float) -> None:
         stash = self._stashes.get(flow)
@@ -215,15 +290,68 @@ class Engine:
             stash += bytes(_PADDING)
             self._send(flow, memoryview(stash), size, now)
 
-    def _split(self, whole: memoryview, now: float) -> None:
-        """A packet that no peer would take as it is (more than 128 segments): its pieces."""
-        for kind, body in offload.split(whole):
+    def _split(self, whole: memoryview, most: int, now: float) -> None:
+        """A packet that no peer would take as it is (more than 128 segments), or a large one: its pieces."""
+        for kind, body in offload.split(whole, most):
             key = ip.flow_key(body, _VNET if kind == record.OFFLOAD else 0, len(body))
             to = self._mesh.flow(key) if key else None
             if to is None:
                 self._no_flow(kind, key, body, now)
             else:
                 self._stash(to, kind, body, now)
+                if most < MAX_RECORD:
+                    self._send_stash(to, now)
+
+    # -- TUN → queue → relay
+
+    def _on_tun_slow(self, now: float) -> None:
+        """Read all that waits into the queue, and send what the link takes."""
+        queue, plain = self._queue, self._window
+        try:
+            for _ in range(MAX_READS):
+                size = self._tun.read_into(plain)
+                if not size:
+                    break
+                kind = offload.from_tun(plain[:size])
+                if not queue.push(kind, plain[_VNET if kind == record.PACKET else 0 : size], now):
+                    self._drops["bad_packet"] += 1
+        except OffloadError:
+            self._drops["bad_offload"] += 1
+        except TunError as error:
+            self.stop()
+            self.event("tun_lost", error=error)
+        self._drain(now)
+        if self._open and (now >= self._slow_until or self._queue.rate >= FAST):
+            self._slow = False
+
+    def _drain(self, now: float) -> None:
+        """Send from the queue until the link takes no more, as messages that take it a few milliseconds."""
+        queue = self._queue
+        while self._open and (packet := queue.pop(now)) is not None:
+            key, kind, body = packet
+            flow = self._mesh.flow(key)
+            if flow is None:
+                self._no_flow(kind, key, body, now)
+                continue
+            if self._batch and (
+                flow is not self._batch_flow or len(self._batch) + _HEADER + len(body) > queue.message
+            ):
+                self._send_batch(now)
+            self._batch_flow = flow
+            self._batch += record.header.pack(kind << 24 | len(body))
+            self._batch += body
+            self.packets_out += 1
+        if self._open and self._batch:
+            self._send_batch(now)
+        self._arm()
+
+    def _send_batch(self, now: float) -> None:
+        flow, batch = self._batch_flow, self._batch
+        assert flow is not None
+        self._batch_flow, self._batch = None, bytearray()
+        size = len(batch)
+        batch += bytes(_PADDING)
+        self._send(flow, memoryview(batch), size, now)
 
     def _cannot_send(self, flow: Flow, waiting: bool, plain: memoryview, now: float) -> None:
         """There is no session yet (waiting), or no relay: keep the packets, or say that they cannot go."""
@@ -240,7 +368,7 @@ class Engine:
             if waiting or late:
                 self._tell(kind, body, ip.Unreachable.HELD_BACK, now)
 
-    def _no_flow(self, kind: int, key: bytes, body: memoryview | bytes, now: float) -> None:
+    def _no_flow(self, kind: int, key: bytes, body: ip.Bytes, now: float) -> None:
         target = key[len(key) // 2 :]
         if not key:
             self._drops["bad_packet"] += 1
@@ -252,7 +380,7 @@ class Engine:
             self._drops["no_route"] += 1
             self._tell(kind, body, ip.Unreachable.NO_ROUTE, now)
 
-    def _tell(self, kind: int, body: memoryview | bytes, why: ip.Unreachable, now: float) -> None:
+    def _tell(self, kind: int, body: ip.Bytes, why: ip.Unreachable, now: float) -> None:
         """Give the sender of a packet an ICMP error, so that its program fails at once instead of hanging."""
         error = ip.unreachable(body[_VNET:] if kind == record.OFFLOAD else body, why)
         if error is not None and self._errors.take(now):
@@ -260,37 +388,46 @@ class Engine:
 
     # -- relay → TUN
 
-    def on_frame(self, data: memoryview) -> None:
-        """One data frame from the relay."""
+    def on_frame(self, data: memoryview, via: object = None) -> None:
+        """One data frame from the relay. via: the connection, where there are several."""
         if len(data) < frame.MIN_FRAME or data[0] != frame.DATA:
             self._drops["bad_frame"] += 1
             return
-        self._mesh.receive(bytes(data[17:33]), bytes(data[1:17]), data[33:], self._now())
+        self._mesh.receive(bytes(data[17:33]), bytes(data[1:17]), data[33:], self._now(), via)
         if self._reading and len(data) < BIG:
             self._on_tun()  # the host's answer is often there already: it goes a turn of the loop earlier
         else:
             self._arm()
 
-    def joined(self) -> None:
-        """The link has become ready."""
-        self._mesh.joined(self._now())
+    def joined(self, via: object = None) -> None:
+        """The link has become ready, or one of several has."""
+        self._mesh.joined(self._now(), via)
         self._arm()
 
-    def gone(self, address: bytes) -> None:
+    def lost(self, via: object = None) -> None:
+        """The link is not ready any more, or one of several is not."""
+        if via is not None:
+            self._mesh.lost(via, self._now())
+            self._arm()
+
+    def draining(self) -> None:
+        """The relay leaves in a moment; with a single one there is no other way meanwhile."""
+
+    def gone(self, address: bytes, via: object = None) -> None:
         """The relay has nobody at this address."""
-        self._mesh.gone(address, self._now())
+        self._mesh.gone(address, self._now(), via)
         self._arm()
 
-    def refused(self, addresses: set[bytes]) -> None:
+    def refused(self, addresses: set[bytes], via: object = None) -> None:
         """The relay gives us all own addresses but these."""
-        self._mesh.refused(addresses)
+        self._mesh.refused(addresses, via)
 
     # -- the mesh's Output
 
-    def send(self, destination: bytes, source: bytes, message: bytes) -> None:
+    def send(self, destination: bytes, source: bytes, message: bytes, via: object = None) -> None:
         """See mesh.context.Output."""
         if self._link.ready:
-            self._link.send_frame(frame.pack(destination, source, message))
+            self._link.send_frame(frame.pack(destination, source, message), via)
 
     def deliver(self, kind: int, buffer: memoryview, start: int, end: int) -> None:
         """See mesh.context.Output."""

@@ -9,6 +9,7 @@ from ipaddress import ip_address
 from structlog.typing import FilteringBoundLogger
 
 from shadowmesh.crypto.keys import fingerprint
+from shadowmesh.daemon.link import RelayLink
 from shadowmesh.mesh.lru import Lru
 from shadowmesh.mesh.peer import Peer
 from shadowmesh.ratelimit import TokenBucket
@@ -36,6 +37,16 @@ _EVENTS = {
         "warning",
         "another device asks for this address of ours: is local_ip or peer.id used twice?",
     ),
+    "address_reported": (
+        "warning",
+        "a peer hears another device with this overlay IP of ours: give each its own network.local_ip",
+    ),
+    "path_changed": ("info", "messages to this peer go by another relay"),
+    "relay_twin": (
+        "info",
+        "two entries of relay.servers, or addresses of a name, are one relay: one stands by",
+    ),
+    "relay_left_out": ("warning", "a relay's name has more addresses than four: these are not connected to"),
     "route_not_offered": (
         "warning",
         "the peer of a configured route does not offer it: add it to network.advertise there",
@@ -46,7 +57,7 @@ _EVENTS = {
     "relay_problem": ("warning", "the relay complains"),
     "probe_ack": ("debug", "probe answered"),
 }
-_COMES_AND_GOES = {"session", "peer_gone", "relay_joined", "relay_lost"}
+_COMES_AND_GOES = {"path_changed", "session", "peer_gone", "relay_joined", "relay_lost"}
 _VARIES = {"retry_in"}  # facts that do not make it another event
 
 
@@ -85,6 +96,8 @@ def _told(key: str, value: object) -> object:
         name = value.info.id if value.info is not None else ""
         ips = ",".join(str(ip_address(ip)) for ip in sorted(value.verified))
         return " ".join(filter(None, (name, ips, value.fingerprint)))
+    if isinstance(value, RelayLink):
+        return value.title
     if key == "ip" and isinstance(value, bytes):
         return str(ip_address(value))
     if key == "static" and isinstance(value, bytes):

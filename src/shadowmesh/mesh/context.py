@@ -28,8 +28,11 @@ VERSION = 1
 class Output(Protocol):
     """What the engine tells the world. Called from within its methods; must not call back into them."""
 
-    def send(self, destination: bytes, source: bytes, message: bytes) -> None:
-        """Pass one peer message to the relay, from one blind address to another (16 bytes each)."""
+    def send(self, destination: bytes, source: bytes, message: bytes, via: object = None) -> None:
+        """Pass one peer message to the relay, from one blind address to another (16 bytes each).
+
+        via: the link to send it by; None: all there are.
+        """
 
     def deliver(self, kind: int, buffer: memoryview, start: int, end: int) -> None:
         """A packet for this host: the body of a record of kind PACKET or OFFLOAD, in buffer[start:end].

@@ -7,6 +7,7 @@ changes before message 3 has been verified.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
+from hashlib import sha256
 from typing import Protocol
 
 from shadowmesh.crypto.noise import XX_HFS_PSK0, HandshakeState
@@ -22,6 +23,8 @@ RETRIES = (0.5, 1.0, 2.0, 4.0, 5.0)  # seconds after each hello; the last one re
 JITTER = (0.9, 1.1)
 GIVE_UP = 90.0  # seconds of unanswered hellos; the next packet starts anew
 ANSWERABLE = 10.0  # seconds for which an answer, and on the other side a finish, is waited for
+SOLICIT_EVERY = 5.0  # seconds after a session with, or a hello to, the source of messages nobody can open
+SOLICIT_RATE, SOLICIT_BURST = 20, 20  # per second, in all
 CROSSING = 5.0  # seconds for which our unanswered hello counts against one that crosses it
 FINISH_AGAIN = (0.5, 1.5, 3.5)  # seconds after the first finish, while nothing sealed has come
 
@@ -89,9 +92,9 @@ class PendingHello:
 
 
 class HalfOpen:
-    """A hello that we answered, waiting for the finish."""
+    """A hello that we answered, waiting for the finish. vias: the links that the answer went by."""
 
-    __slots__ = ("index", "local", "noise", "opened", "remote", "remote_index")
+    __slots__ = ("answer", "index", "local", "noise", "opened", "remote", "remote_index", "vias")
 
     def __init__(
         self,
@@ -108,6 +111,8 @@ class HalfOpen:
         self.remote = remote
         self.noise = noise
         self.opened = now
+        self.answer = b""
+        self.vias: set[object] = set()
 
 
 class Handshaken(Protocol):
@@ -126,6 +131,7 @@ class Handshaken(Protocol):
         finish: bytes,
         records: list[Record],
         now: float,
+        via: object,
     ) -> None:
         """A handshake verified. indices: (ours, theirs). finish: the message 3. records: still to be handled:
         packets to send (initiator), what else message 3 held (responder)."""
@@ -144,8 +150,12 @@ class Handshakes:
         self._half_open: OrderedDict[bytes, HalfOpen] = OrderedDict()
         self._per_source: Lru[bytes, TokenBucket] = Lru(MAX_REMEMBERED)
         self._all = TokenBucket(ALL_RATE, ALL_BURST)
-        self._seen: Lru[bytes, float] = Lru(MAX_REMEMBERED)
+        self._seen: Lru[bytes, tuple[float, HalfOpen | None]] = Lru(MAX_REMEMBERED)
         self._queued = 0
+        self.solicited: Lru[bytes, float] = Lru(
+            MAX_REMEMBERED
+        )  # address → last session or hello of this kind
+        self._solicit_all = TokenBucket(SOLICIT_RATE, SOLICIT_BURST)
 
     # -- as initiator
 
@@ -171,6 +181,17 @@ class Handshakes:
         attempt = self._attempts[(local, remote)] = Attempt(local, remote, now, retry=retry)
         self._hello(attempt, now)
         return attempt
+
+    def solicit(self, source: bytes, destination: bytes, now: float) -> None:
+        """Someone seals for a session that we do not have (any more): one hello finds us a new one."""
+        self._context.drops["sealed_unknown"] += 1
+        if destination not in self._context.addresses or source in self._context.addresses:
+            return
+        if self.pending(destination, source) or now - self.solicited.get(source, -1e9) < SOLICIT_EVERY:
+            return
+        if self._solicit_all.take(now):
+            self.solicited[source] = now
+            self.attempt(destination, source, now, retry=False)
 
     def pending(self, local: bytes, remote: bytes) -> bool:
         """Whether an attempt between these addresses is under way."""
@@ -281,25 +302,35 @@ class Handshakes:
 
     # -- messages
 
-    def receive(self, source: bytes, destination: bytes, data: bytes, now: float) -> None:
-        """A peer message that is not sealed, by relay from one address to one of ours."""
+    def receive(self, source: bytes, destination: bytes, data: bytes, now: float, via: object = None) -> None:
+        """A peer message that is not sealed, by relay from one address to one of ours.
+
+        via: the link that it came by, and by which it is answered.
+        """
         try:
             match message.unpack_handshake(data):
                 case message.Hello() as hello:
-                    self._on_hello(source, destination, hello, now)
+                    self._on_hello(source, destination, hello, now, via)
                 case message.Answer() as answer:
-                    self._on_answer(source, destination, answer, now)
+                    self._on_answer(source, destination, answer, now, via)
                 case message.Finish() as finish:
-                    self._on_finish(source, destination, finish, data, now)
+                    self._on_finish(source, destination, finish, data, now, via)
         except MessageError:
             self._context.drops["bad_message"] += 1
         except HandshakeError:
             self._context.drops["bad_handshake"] += 1
 
-    def _on_hello(self, source: bytes, destination: bytes, hello: message.Hello, now: float) -> None:
+    def _on_hello(
+        self, source: bytes, destination: bytes, hello: message.Hello, now: float, via: object
+    ) -> None:
         context = self._context
         if destination not in context.addresses or source in context.addresses:
             context.drops["wrong_address"] += 1
+            return
+        digest = sha256(source + destination + hello.noise).digest()
+        when, answered = self._seen.get(digest) or (-REPLAY_MEMORY, None)
+        if now - when < REPLAY_MEMORY:
+            self._hello_again(answered, via)
             return
         bucket = self._per_source.get(source)
         if bucket is None:
@@ -317,10 +348,7 @@ class Handshakes:
         )
         if noise.read_message(hello.noise):
             raise HandshakeError("a hello has a payload")
-        if now - self._seen.get(noise.handshake_hash, -REPLAY_MEMORY) < REPLAY_MEMORY:
-            context.drops["hello_replayed"] += 1
-            return
-        self._seen[noise.handshake_hash] = now
+        self._seen[digest] = now, None
         if self._we_win_crossing(destination, source, now):
             context.drops["hello_crossed"] += 1
             return
@@ -330,7 +358,18 @@ class Handshakes:
         self._half_open[half.index] = half
         context.indices[half.index] = half
         context.timers.at(now + ANSWERABLE, self._expire_half_open, half)
-        context.output.send(source, destination, message.pack_answer(half.index, hello.sender, second))
+        half.answer = message.pack_answer(half.index, hello.sender, second)
+        half.vias.add(via)
+        self._seen[digest] = now, half
+        context.output.send(source, destination, half.answer, via)
+
+    def _hello_again(self, half: HalfOpen | None, via: object) -> None:
+        """Where there are several relays it comes by each of them, and not each of them leads back."""
+        if half is not None and via not in half.vias and half.index in self._half_open:
+            half.vias.add(via)
+            self._context.output.send(half.remote, half.local, half.answer, via)
+        else:
+            self._context.drops["hello_replayed"] += 1
 
     def _we_win_crossing(self, local: bytes, remote: bytes, now: float) -> bool:
         """Of two hellos that cross, the one from the smaller address stands; the other side keeps quiet."""
@@ -360,7 +399,9 @@ class Handshakes:
         if half.index in self._half_open:
             self._close_half_open(half)
 
-    def _on_answer(self, source: bytes, destination: bytes, answer: message.Answer, now: float) -> None:
+    def _on_answer(
+        self, source: bytes, destination: bytes, answer: message.Answer, now: float, via: object
+    ) -> None:
         context = self._context
         hello = context.indices.get(answer.receiver)
         if not isinstance(hello, PendingHello) or now - hello.sent >= ANSWERABLE:
@@ -386,7 +427,7 @@ class Handshakes:
         finish = message.pack_finish(hello.index, answer.sender, noise.write_message(payload))
         local, remote = attempt.local, attempt.remote
         self._end(attempt)
-        context.output.send(remote, local, finish)
+        context.output.send(remote, local, finish, via)
         self._result.established(
             initiator=True,
             local=local,
@@ -398,6 +439,7 @@ class Handshakes:
             finish=finish,
             records=late,
             now=now,
+            via=via,
         )
 
     def _finish_payload(self, attempt: Attempt) -> tuple[bytes, list[Record]]:
@@ -411,7 +453,13 @@ class Handshakes:
         return payload, []
 
     def _on_finish(
-        self, source: bytes, destination: bytes, finish: message.Finish, data: bytes, now: float
+        self,
+        source: bytes,
+        destination: bytes,
+        finish: message.Finish,
+        data: bytes,
+        now: float,
+        via: object,
     ) -> None:
         context = self._context
         half = context.indices.get(finish.receiver)
@@ -437,6 +485,7 @@ class Handshakes:
             finish=data,
             records=rest,
             now=now,
+            via=via,
         )
 
     def _read_payload(self, payload: bytes) -> tuple[Info, list[Record]]:

@@ -7,13 +7,13 @@ Bytes and `now` (monotonic seconds) go in; messages, packets and events come out
 from __future__ import annotations
 
 from hashlib import sha256
-from ipaddress import ip_address, ip_network
 
 from shadowmesh.crypto.session import OVERHEAD
 from shadowmesh.errors import MessageError, SealedError
-from shadowmesh.mesh.context import Context, IPNetwork
+from shadowmesh.mesh.context import Context
 from shadowmesh.mesh.handshake import FINISH_AGAIN, Handshakes, Record
 from shadowmesh.mesh.lru import Lru
+from shadowmesh.mesh.paths import SUSPECT_AFTER, Paths
 from shadowmesh.mesh.peer import (
     MAX_SESSIONS,
     REKEY_AFTER,
@@ -23,21 +23,18 @@ from shadowmesh.mesh.peer import (
     Peer,
     Session,
 )
+from shadowmesh.mesh.routes import MAX_FLOWS, Routes, offered, within
 from shadowmesh.mesh.trust import Verdict
-from shadowmesh.ratelimit import TokenBucket
 from shadowmesh.wire import ip, message, offload, record
-from shadowmesh.wire.record import Bye, Info, Probe
+from shadowmesh.wire.record import Bye, Conflict, Info, Probe
 
 KEEPALIVE_AFTER = 10.0  # seconds since a packet came and nothing was sent
 HELLO_AFTER = 15.0  # seconds since a packet was sent and nothing was heard
 CONFLICT_AFTER = 30.0  # seconds of silence after which another device may take an IP over
 HOLD_BACK = (0.5, 1.0, 2.0)  # seconds for which an absent address is left alone, growing
-SOLICIT_EVERY = 5.0  # seconds after a session with, or a hello to, the source of messages nobody can open
-SOLICIT_RATE, SOLICIT_BURST = 20, 20  # per second, in all
 FINISH_ANSWER_EVERY = 1.0
 CONFIRM_WITHIN = 5.0  # seconds after which a session whose finish seems lost no longer stops the next rekey
 MAX_PEERS = 4096
-MAX_FLOWS = 4096
 MAX_REMEMBERED = 4096
 MAX_SOURCES = 2 * record.MAX_IPS  # relay addresses remembered for one session
 
@@ -51,13 +48,15 @@ class Mesh:
         self.context = context
         self.peers: dict[bytes, Peer] = {}  # by static key
         self.handshakes = Handshakes(context, self)
-        self._owners: dict[bytes, Peer] = {}  # overlay IP → the peer whose it is
-        self._flows: dict[bytes, Flow] = {}
+        self.paths = Paths(context, self)
+        self._routes = Routes(context)
+        self.flow = self._routes.flow
+        self.may_send = self._routes.may_send
+        self._owners = self._routes.owners
+        self._flows = self._routes.flows
         self._held: Lru[bytes, tuple[float, int]] = Lru(MAX_REMEMBERED)  # address → (until, step)
-        self._solicited: Lru[bytes, float] = Lru(MAX_REMEMBERED)
-        self._solicit_all = TokenBucket(SOLICIT_RATE, SOLICIT_BURST)
         self._own_ips = frozenset(context.local.ips)
-        self._primary = next(iter(context.addresses))
+        self._look_after = HELLO_AFTER  # seconds without an answer
         self._plain = memoryview(bytearray(_HEADROOM + record.MAX_PLAINTEXT))[_HEADROOM:]
         self._whole = memoryview(self._plain.obj)
 
@@ -71,54 +70,6 @@ class Mesh:
     def tick(self, now: float) -> None:
         """Do all that is due."""
         self.context.timers.run(now)
-
-    # -- routes
-
-    def flow(self, key: bytes) -> Flow | None:
-        """Where packets with this source ‖ destination (8 or 32 bytes) go.
-
-        None if there is no route, or if this host may not send from that source.
-        """
-        flow = self._flows.get(key)
-        if flow is None:
-            flow = self._resolve(key)
-            if flow is not None:
-                if len(self._flows) >= MAX_FLOWS:
-                    self._flows.clear()
-                self._flows[key] = flow
-        return flow
-
-    def _resolve(self, key: bytes) -> Flow | None:
-        half = len(key) // 2
-        source, target = key[:half], key[half:]
-        next_hop = self._next_hop(target)
-        if next_hop is None or next_hop in self._own_ips or not self.may_send(source):
-            return None
-        destination = self.context.network.ip_address(next_hop)
-        if destination is None:
-            return None
-        own = self.context.network.ip_address(source) if source in self._own_ips else None
-        return Flow(next_hop, own or self._primary, destination, self._owners.get(next_hop))
-
-    def _next_hop(self, target: bytes) -> bytes | None:
-        """The overlay IP of the device to send to, by the longest of the own networks and configured routes.
-
-        In an own network that is the target itself, None for its broadcast addresses.
-        """
-        address, local = ip_address(target), self.context.local
-        hops = [*((interface.network, target) for interface in local.interfaces), *local.routes]
-        fitting = [(network, hop) for network, hop in hops if address in network]
-        if not fitting:
-            return None
-        network, hop = max(fitting, key=lambda each: each[0].prefixlen)
-        shared = hop is target and network.version == 4 and network.prefixlen < 31
-        if shared and address in (network.network_address, network.broadcast_address):
-            return None
-        return hop
-
-    def may_send(self, source: bytes) -> bool:
-        """Whether packets of this host may have this source IP: an own one, or of an advertised prefix."""
-        return source in self._own_ips or _within(source, self.context.local.advertise)
 
     # -- sending
 
@@ -147,7 +98,7 @@ class Mesh:
             peer.awaiting = now
             if not peer.awaiting_armed:
                 peer.awaiting_armed = True
-                self.context.timers.at(now + HELLO_AFTER, self._check_awaiting, peer)
+                self.context.timers.at(now + self._look_after, self._check_awaiting, peer)
 
     def enqueue(self, flow: Flow, kind: int, body: bytes, now: float) -> bool:
         """Keep a packet that `session` had nothing for, and ask for a session.
@@ -182,11 +133,21 @@ class Mesh:
                 plaintext += record.pack(kind, body)
 
     def _send_sealed(self, session: Session, plaintext: bytes, source: bytes | None = None) -> None:
-        self.context.output.send(session.remote, source or session.local, session.sealer.seal(plaintext))
+        output, via = self.context.output, session.peer.via
+        output.send(session.remote, source or session.local, session.sealer.seal(plaintext), via)
 
-    def _send_json(self, session: Session, body: bytes, source: bytes | None = None) -> None:
+    def _send_json(self, session: Session, body: bytes) -> None:
         plaintext = record.pack(record.JSON, body)
-        self._send_sealed(session, plaintext + record.padding(len(plaintext)), source)
+        self._send_sealed(session, plaintext + record.padding(len(plaintext)))
+
+    def probe(self, session: Session, number: int, via: object = None) -> None:
+        """Ask a peer for an answer (the event `probe_ack`), on its path by default."""
+        self._send_probe(session, Probe(number, ack=False), session.peer.via if via is None else via)
+
+    def _send_probe(self, session: Session, probe: Probe, via: object) -> None:
+        plaintext = record.pack(record.JSON, probe.encode())
+        sealed = session.sealer.seal(plaintext + record.padding(len(plaintext)))
+        self.context.output.send(session.remote, session.local, sealed, via)
 
     def keepalive(self, session: Session, source: bytes | None = None) -> None:
         """Say nothing, from an own address (the handshake's by default)."""
@@ -194,10 +155,18 @@ class Mesh:
         session.peer.owing = 0.0
 
     def bye(self) -> None:
-        """Tell every peer that our sessions end."""
-        for peer in self.peers.values():
-            for session in peer.sessions:
-                self._send_json(session, Bye().encode())
+        """Tell every peer that our sessions end, and end them."""
+        for session in [session for peer in self.peers.values() for session in peer.sessions]:
+            self._send_json(session, Bye().encode())
+            self._close(session)
+
+    def recheck(self) -> None:
+        """Part with every peer whose key is refused by the rules of trust, which have changed."""
+        check = self.context.trust.check
+        for peer in list(self.peers.values()):
+            if any(check(overlay_ip, peer.static) is Verdict.REFUSED for overlay_ip in peer.verified):
+                for session in list(peer.sessions):
+                    self._close(session)
 
     def is_connected(self, peer: Peer) -> bool:
         """Whether, as far as we know, packets reach this peer."""
@@ -207,16 +176,31 @@ class Mesh:
 
     # -- the relay's words
 
-    def joined(self, now: float) -> None:
-        """The way to the relay is there (again): show live peers where we are, ask at once for others."""
+    def joined(self, now: float, via: object = None) -> None:
+        """The way to a relay is there (again): show live peers where we are, ask at once for others.
+
+        via: the link, where there are several.
+        """
         self._held.clear()
-        for peer in self.peers.values():
-            if peer.sending is not None and now < peer.sending.expires:
-                self.keepalive(peer.sending)
+        if via is not None:
+            self.paths.opened(via, now)
+            self._look_after = SUSPECT_AFTER if self.paths.several else HELLO_AFTER
+        else:
+            for peer in self.peers.values():
+                peer.via = None  # there may have been several before a reload
+                if peer.sending is not None and now < peer.sending.expires:
+                    self.keepalive(peer.sending)
         self.handshakes.again(now)
 
-    def refused(self, addresses: set[bytes]) -> None:
+    def lost(self, via: object, now: float) -> None:
+        """One of several links is not there any more."""
+        self.paths.closed(via, now)
+        self._look_after = SUSPECT_AFTER if self.paths.several else HELLO_AFTER
+
+    def refused(self, addresses: set[bytes], via: object = None) -> None:
         """The relay gives us all own addresses but these; what it gives only now is shown to live peers."""
+        if via is not None:
+            addresses = self.paths.refused(addresses, via)
         granted = self.context.refused - addresses
         self.context.refused = addresses
         for peer in self.peers.values():
@@ -224,8 +208,13 @@ class Mesh:
                 if peer.sending is not None:
                     self.keepalive(peer.sending, address)
 
-    def gone(self, address: bytes, now: float) -> None:
-        """The relay has nobody at this address: a hint. Sessions stay; packets are held back for a moment."""
+    def gone(self, address: bytes, now: float, via: object = None) -> None:
+        """The relay has nobody at this address: a hint. Sessions stay; packets are held back for a moment.
+
+        Of several relays, all must have said so.
+        """
+        if via is not None and not self.paths.gone(address, via, now):
+            return
         self.handshakes.gone(address)
         if not self._is_held(address, now):
             _, step = self._held.get(address, (0.0, 0))
@@ -233,22 +222,27 @@ class Mesh:
 
     # -- receiving
 
-    def receive(self, source: bytes, destination: bytes, data: memoryview, now: float) -> None:
-        """One peer message that came by relay, from one blind address to another (16 bytes each)."""
+    def receive(
+        self, source: bytes, destination: bytes, data: memoryview, now: float, via: object = None
+    ) -> None:
+        """One peer message that came by relay, from one blind address to another (16 bytes each).
+
+        via: the link that it came by, where there are several.
+        """
         if data[:4] != message.SEALED:
-            self.handshakes.receive(source, destination, bytes(data), now)
+            self.handshakes.receive(source, destination, bytes(data), now, via)
             return
         session = self.context.indices.get(bytes(data[4:8]))
         if session.__class__ is Session:
-            self._on_sealed(session, source, data, now)
+            self._on_sealed(session, source, data, now, via)
         elif session is not None:
             self.context.drops["sealed_too_early"] += 1
         elif len(data) >= OVERHEAD:
-            self._solicit(source, destination, now)
+            self.handshakes.solicit(source, destination, now)
         else:
             self.context.drops["bad_sealed"] += 1
 
-    def _on_sealed(self, session: Session, source: bytes, data: memoryview, now: float) -> None:
+    def _on_sealed(self, session: Session, source: bytes, data: memoryview, now: float, via: object) -> None:
         drops = self.context.drops
         plain = self._plain
         if now >= session.expires:
@@ -265,7 +259,6 @@ class Mesh:
             return
         peer = session.peer
         session.heard = peer.heard = now
-        peer.awaiting = 0.0
         if not session.confirmed:
             self._confirm(session, now)
         if source not in session.sources:
@@ -275,23 +268,30 @@ class Mesh:
 
         whole = self._whole
         accepted = session.accepted
-        counts = False
+        counts = probing = False
         for kind, start, end in records:
             if kind == record.PACKET:
                 key = ip.flow_key(plain, start, end)
             elif kind == record.OFFLOAD:
                 key = ip.flow_key(plain, start + offload.HEADER_SIZE, end)
+                peer.offload = True
             else:
                 if kind:
                     counts = True
                     if kind == record.JSON:
-                        self._on_json(session, source, bytes(plain[start:end]), now)
-                        if session not in peer.sessions:
-                            return  # that was a bye
+                        probing = self._on_json(session, source, bytes(plain[start:end]), now, via)
+                        if session not in peer.sessions:  # that was a bye
+                            peer.awaiting = 0.0
+                            return
                 continue
             counts = True
             if key in accepted or self._accept(session, key):
                 self.context.output.deliver(kind, whole, start + _HEADROOM, end + _HEADROOM)
+        if probing:
+            return  # that says nothing of the way that packets take
+        peer.awaiting = 0.0
+        if via is not peer.via:
+            self.paths.heard(session, int.from_bytes(data[8:16], "little"), via, now)
         if counts:
             peer.messages_in += 1
             peer.bytes_in += size
@@ -309,9 +309,9 @@ class Mesh:
         source, destination = key[:half], key[half:]
         if not key:
             self.context.drops["bad_packet"] += 1
-        elif source not in session.verified and not self._routed_to(session.peer, source):
+        elif source not in session.verified and not self._routes.leads_to(session.peer, source):
             self.context.drops["foreign_source"] += 1
-        elif destination not in self._own_ips and not _within(destination, self.context.local.advertise):
+        elif destination not in self._own_ips and not within(destination, self.context.local.advertise):
             self.context.drops["foreign_destination"] += 1
         else:
             if len(session.accepted) >= MAX_FLOWS:
@@ -320,20 +320,16 @@ class Mesh:
             return True
         return False
 
-    def _routed_to(self, peer: Peer, source: bytes) -> bool:
-        """Whether our own configuration sends packets for this IP to this peer: by the longest route."""
-        next_hop = self._next_hop(source)
-        return next_hop is not None and next_hop != source and self._owners.get(next_hop) is peer
-
-    def _on_json(self, session: Session, source: bytes, body: bytes, now: float) -> None:
+    def _on_json(self, session: Session, source: bytes, body: bytes, now: float, via: object) -> bool:
+        """Handle a JSON record; whether it is a probe or an answer to one."""
         if not session.control.take(now):
             self.context.drops["json_rate"] += 1
-            return
+            return False
         try:
             value = record.decode_json(body)
         except MessageError:
             self.context.drops["bad_records"] += 1
-            return
+            return False
         match value:
             case Info():
                 if value.seq >= session.info.seq:
@@ -342,14 +338,19 @@ class Mesh:
                     session.sources.clear()
                     self._new_source(session, source, now)
             case Probe(ack=False):
-                self._send_json(session, Probe(value.id, ack=True).encode())
+                self._send_probe(session, Probe(value.id, ack=True), via)
             case Probe():
-                self.context.output.event("probe_ack", peer=session.peer, id=value.id)
+                if not self.paths.answered(session.peer, value.id, via, now):
+                    self.context.output.event("probe_ack", peer=session.peer, id=value.id)
+            case Conflict():
+                if value.ip in self._own_ips:
+                    self.context.output.event("address_reported", ip=value.ip, peer=session.peer)
             case Bye():
                 # What was not heard since is of a run of the peer that has ended without a word.
                 for old in [s for s in session.peer.sessions if s.heard < session.created]:
                     self._close(old)
                 self._close(session)
+        return isinstance(value, Probe)
 
     # -- sessions
 
@@ -366,6 +367,7 @@ class Mesh:
         finish: bytes,
         records: list[Record],
         now: float,
+        via: object = None,
     ) -> None:
         """A handshake has verified (see `handshake.Handshaken`)."""
         peer = self.peers.get(static)
@@ -390,10 +392,12 @@ class Mesh:
         peer.sessions.append(session)
         if len(peer.sessions) > MAX_SESSIONS:
             self._close(peer.sessions[0])
+        if via is not None:
+            self.paths.established(session, via, now)
         peer.handshakes += 1
         peer.last_handshake = peer.heard = now
         self._held.pop(remote, None)
-        self._solicited[remote] = now
+        self.handshakes.solicited[remote] = now
         self._new_source(session, remote, now)
 
         if initiator:
@@ -472,7 +476,7 @@ class Mesh:
             if overlay_ip in session.verified or overlay_ip in self._own_ips:
                 continue
             # A peer that says it is a host of our LAN or of the Internet must not be able to speak for it.
-            if self._next_hop(overlay_ip) == overlay_ip:
+            if self._routes.next_hop(overlay_ip) == overlay_ip:
                 self._verify(session, overlay_ip, now)
 
     def _verify(self, session: Session, overlay_ip: bytes, now: float) -> None:
@@ -487,6 +491,8 @@ class Mesh:
                 if overlay_ip not in session.contested:
                     session.contested.add(overlay_ip)
                     context.output.event("address_conflict", ip=overlay_ip, holder=owner, claimant=peer)
+                    for each in filter(None, (owner.sending, peer.sending or session)):
+                        self._send_json(each, Conflict(overlay_ip).encode())
                     again = owner.heard + CONFLICT_AFTER
                     context.timers.at(again, self._look_again, (session, overlay_ip))
                 return
@@ -500,7 +506,7 @@ class Mesh:
             context.output.event("identity_new", ip=overlay_ip, peer=peer)
         context.trust.remember(overlay_ip, peer.static)
         for network, via in context.local.routes:
-            if via == overlay_ip and not _offered(network, session.info):
+            if via == overlay_ip and not offered(network, session.info):
                 context.output.event("route_not_offered", route=str(network), peer=peer)
         session.verified.add(overlay_ip)
         session.accepted.clear()
@@ -555,13 +561,17 @@ class Mesh:
             return
         due = peer.awaiting + HELLO_AFTER
         if now >= due:
+            self.paths.silent(peer, peer.awaiting, now)
             peer.awaiting = 0.0
             peer.unanswered = now
             newest = peer.sessions[-1]
             self.handshakes.attempt(newest.local, newest.remote, now)
         else:
+            if now >= peer.awaiting + SUSPECT_AFTER:
+                self.paths.suspect(peer, now)
             peer.awaiting_armed = True
-            self.context.timers.at(due, self._check_awaiting, peer)
+            again = now if now >= peer.awaiting + self._look_after else peer.awaiting
+            self.context.timers.at(min(due, again + self._look_after), self._check_awaiting, peer)
 
     def _check_owing(self, peer: Peer, now: float) -> None:
         """Packets came and none went back: say that we are here."""
@@ -574,26 +584,3 @@ class Mesh:
         else:
             peer.owing_armed = True
             self.context.timers.at(due, self._check_owing, peer)
-
-    def _solicit(self, source: bytes, destination: bytes, now: float) -> None:
-        """Someone seals for a session that we do not have (any more): one hello finds us a new one."""
-        self.context.drops["sealed_unknown"] += 1
-        if destination not in self.context.addresses or source in self.context.addresses:
-            return
-        if (
-            self.handshakes.pending(destination, source)
-            or now - self._solicited.get(source, -1e9) < SOLICIT_EVERY
-        ):
-            return
-        if self._solicit_all.take(now):
-            self._solicited[source] = now
-            self.handshakes.attempt(destination, source, now, retry=False)
-
-
-def _offered(network: IPNetwork, info: Info) -> bool:
-    offers = [ip_network(route) for route in info.routes]
-    return any(offer.version == network.version and network.subnet_of(offer) for offer in offers)  # type: ignore[arg-type]
-
-
-def _within(address: bytes, networks: tuple[IPNetwork, ...] | list[IPNetwork]) -> bool:
-    return bool(networks) and any(ip_address(address) in network for network in networks)

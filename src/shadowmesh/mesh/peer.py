@@ -81,30 +81,83 @@ class Session:
         )
         self.finish_answered = 0.0
 
+    @property
+    def via(self) -> object:
+        """The relay link that its messages are sent by, None with a single one: that of the peer."""
+        return self.peer.via
+
     def __repr__(self) -> str:
         return f"<Session {self.local_index.hex()} {'initiator' if self.initiator else 'responder'}>"
 
 
+class Path:
+    """One relay link to one peer. rtt: seconds there and back, None before the first answer.
+
+    absent: its relay had nobody there. failed: when it last did not carry what it should. barred: until when
+    it is chosen last, for that; failures: how often so far. wins: how often in a row it was the nearest.
+    """
+
+    __slots__ = ("absent", "barred", "failed", "failures", "rtt", "wins")
+
+    def __init__(self) -> None:
+        self.rtt: float | None = None
+        self.absent = False
+        self.failed = -1e9
+        self.barred = 0.0
+        self.failures = 0
+        self.wins = 0
+
+
+class Round:
+    """One measurement of all paths to a peer. sent: probe → link, not answered yet; took: link → seconds.
+
+    suspect: the path in use is left unless it answers.
+    """
+
+    __slots__ = ("began", "sent", "suspect", "took")
+
+    def __init__(self, now: float, *, suspect: bool) -> None:
+        self.began = now
+        self.suspect = suspect
+        self.sent: dict[int, object] = {}
+        self.took: dict[object, float] = {}
+
+
 class Peer:
-    """Another device. Counters are of sealed messages and of bytes inside the tunnel."""
+    """Another device. Counters are of sealed messages and of bytes inside the tunnel.
+
+    via: the relay link to it, None with a single one. What `mesh.paths` keeps: moved: since when it is that
+    one; paths: what is known of each; vouched: when the one in use last answered a probe; measured, carried:
+    when the last round ended, and the bytes until then; hurry: another round is due soon.
+    """
 
     __slots__ = (
         "awaiting",
         "awaiting_armed",
         "bytes_in",
         "bytes_out",
+        "carried",
         "fingerprint",
         "handshakes",
         "heard",
+        "hurry",
         "last_handshake",
+        "measured",
         "messages_in",
         "messages_out",
+        "moved",
+        "next_round",
+        "offload",
         "owing",
         "owing_armed",
+        "paths",
+        "round",
         "sending",
         "sessions",
         "static",
         "unanswered",
+        "via",
+        "vouched",
     )
 
     def __init__(self, static: bytes) -> None:
@@ -121,6 +174,13 @@ class Peer:
         self.messages_in = self.messages_out = self.bytes_in = self.bytes_out = 0
         self.handshakes = 0
         self.last_handshake = 0.0
+        self.via: object = None
+        self.paths: dict[object, Path] = {}
+        self.round: Round | None = None
+        self.hurry = False
+        self.carried = 0
+        self.moved = self.vouched = self.measured = self.next_round = -1e9
+        self.offload = False  # whether it has sent us several segments as one packet
 
     def __repr__(self) -> str:
         return f"<Peer {self.fingerprint[:8]}>"
@@ -129,6 +189,12 @@ class Peer:
     def info(self) -> Info | None:
         """What it last said of itself, None without a session."""
         return self.sessions[-1].info if self.sessions else None
+
+    @property
+    def rtt(self) -> float | None:
+        """Seconds to it and back by the path in use, None if that was not measured."""
+        path = self.paths.get(self.via)
+        return path.rtt if path is not None else None
 
     @property
     def verified(self) -> set[bytes]:

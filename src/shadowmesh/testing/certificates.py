@@ -27,8 +27,10 @@ class Paths(NamedTuple):
     key: Path
 
 
-def make_certificate(directory: Path, names: list[str], *, days: int = 30) -> Paths:
+def make_certificate(directory: Path, names: list[str], *, days: int = 30, begins: int = -1) -> Paths:
     """Write a server certificate for these DNS names and IP addresses, valid for `days` (≤ 0: expired).
+
+    begins: days from now from which on it is valid.
 
     The CA is made by the first call for a directory; later calls renew the certificate, each file replaced at
     once, with a new key.
@@ -38,7 +40,7 @@ def make_certificate(directory: Path, names: list[str], *, days: int = 30) -> Pa
     key = ec.generate_private_key(ec.SECP256R1())
     now = datetime.now(UTC)
     made = (
-        _builder("relay", ca.subject, key, now + timedelta(days=days))
+        _builder("relay", ca.subject, key, now + timedelta(days=days), begins)
         .add_extension(x509.SubjectAlternativeName([_name(each) for each in names]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
@@ -84,7 +86,7 @@ def _authority(path: Path, key_path: Path) -> tuple[x509.Certificate, ec.Ellipti
 
 
 def _builder(
-    name: str, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, until: datetime
+    name: str, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, until: datetime, begins: int = -1
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
@@ -92,7 +94,7 @@ def _builder(
         .issuer_name(issuer)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        .not_valid_before(min(until, datetime.now(UTC)) - timedelta(days=1))
+        .not_valid_before(min(until, datetime.now(UTC)) + timedelta(days=begins))
         .not_valid_after(until)
     )
 

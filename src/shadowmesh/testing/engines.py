@@ -98,7 +98,7 @@ class StationLink:
         self.frames: list[bytes] = []
         self._station = station
 
-    def send_frame(self, data: memoryview | bytes) -> None:
+    def send_frame(self, data: memoryview | bytes, via: object = None) -> None:
         """See daemon.engine.Link."""
         assert self.ready
         assert frame.MIN_FRAME <= len(data) <= frame.HEADER_SIZE + MAX_PLAINTEXT + OVERHEAD

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -82,7 +83,7 @@ p2p:
 
 
 class Block(NamedTuple):
-    """A fenced block of a Markdown page."""
+    """A block of code of a Markdown page."""
 
     section: str
     """The headings above it from the second level down, such as `Monitoring / Alerting`."""
@@ -91,15 +92,15 @@ class Block(NamedTuple):
 
 
 def blocks(page: str) -> list[Block]:
-    """All fenced blocks of a Markdown page, in order."""
+    """All fenced and all indented blocks of a Markdown page, in order."""
     found: list[Block] = []
     headings: list[str] = []
-    pattern = r"^(#+) (.+?)\s*$|^```(\w*)\n(.*?)^```$"
-    for level, heading, language, text in re.findall(pattern, page, re.MULTILINE | re.DOTALL):
+    pattern = r"^(#+) ([^\n]+?)\s*$|^```(\w*)\n(.*?)^```$|^\n((?:    [^\n]*\n|\n(?=    ))+)"
+    for level, heading, language, text, indented in re.findall(pattern, page, re.MULTILINE | re.DOTALL):
         if heading:
             headings[max(0, len(level) - 2) :] = [heading] if len(level) > 1 else []
         else:
-            found.append(Block(" / ".join(headings), language, text))
+            found.append(Block(" / ".join(headings), language, text or textwrap.dedent(indented)))
     return found
 
 
@@ -125,7 +126,7 @@ def client_config(*, ip: str, key: str, peer_id: str, server: str) -> str:
 
 
 def merged(text: str, changes: Mapping[str, Any]) -> str:
-    """The YAML `text` with other values: nested mappings are merged, all else is replaced."""
+    """The YAML `text` with other values: nested mappings are merged, None removes, all else is replaced."""
     if not changes:
         return text
     return yaml.safe_dump(_merge(yaml.safe_load(text), changes), sort_keys=False)
@@ -135,4 +136,6 @@ def _merge(old: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     new = dict(old)
     for key, value in changes.items():
         new[key] = _merge(new.get(key) or {}, value) if isinstance(value, Mapping) else value
+        if value is None:
+            del new[key]
     return new

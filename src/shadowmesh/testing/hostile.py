@@ -355,7 +355,7 @@ def check_state(node: Node) -> None:
     assert len(handshakes._half_open) <= MAX_HALF_OPEN
     sources = Counter(half.remote for half in handshakes._half_open.values())
     assert all(number <= MAX_HALF_OPEN_PER_SOURCE for number in sources.values())
-    assert max(len(mesh._held), len(mesh._solicited), len(handshakes._seen)) <= MAX_REMEMBERED
+    assert max(len(mesh._held), len(handshakes.solicited), len(handshakes._seen)) <= MAX_REMEMBERED
 
 
 class RelayedMesh(MemoryMesh):

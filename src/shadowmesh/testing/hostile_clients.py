@@ -22,10 +22,10 @@ from ssl import SSLContext
 from types import TracebackType
 from typing import Any, Self
 
-from shadowmesh.net.loop import _new_loop
+from shadowmesh.net.loop import new_loop
 from shadowmesh.testing.light_client import LightClient
 from shadowmesh.testing.relay_client import address
-from shadowmesh.testing.relay_server import QUICK, TestRelay, running_relay
+from shadowmesh.testing.relay_server import QUICK, TestRelay, named, running_relay
 from shadowmesh.testing.websocket import RawPeer, drive
 
 HONEST = ("honest a", "honest b")
@@ -192,12 +192,7 @@ def under_attack(
                 siege.abort()
                 await relay.until(lambda: len(relay.server.connections) == 2, "the end of the attackers")
 
-        def run() -> None:
-            run_attack(scenario)
-
-        run.__name__ = run.__qualname__ = getattr(attack, "__name__", "attack")
-        run.__module__, run.__doc__ = attack.__module__, attack.__doc__
-        return run
+        return named(lambda: run_attack(scenario), attack)
 
     return decorate
 
@@ -205,7 +200,7 @@ def under_attack(
 def run_attack(scenario: Callable[[], Coroutine[Any, Any, None]], seconds: float = 30.0) -> None:
     """Run it in the programs' event loop, with as many open files as this process may have."""
     with many_files():
-        drive(scenario, seconds=seconds, new_loop=_new_loop)
+        drive(scenario, seconds=seconds, new_loop=new_loop)
 
 
 @contextmanager

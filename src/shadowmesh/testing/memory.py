@@ -46,6 +46,7 @@ class Frame(NamedTuple):
     destination: bytes
     source: bytes
     message: bytes
+    via: Relay | None = None  # the relay that carries it, where there are several
 
     @property
     def kind(self) -> bytes:
@@ -72,12 +73,19 @@ class Link:
 class Relay:
     """Passes frames to whoever holds their destination. Blind: all it has are addresses and sizes.
 
-    forward: what becomes of a frame that has reached the relay: itself, nothing, or whatever else.
+    forward: what becomes of a frame that has reached the relay: itself, nothing, or whatever else. link: how
+    far away it is, if not as far as the mesh says. cut: the nodes whose connection is a black hole.
     """
 
-    def __init__(self, forward: Callable[[Frame], Iterable[Frame]] = lambda frame: (frame,)) -> None:
+    def __init__(
+        self,
+        forward: Callable[[Frame], Iterable[Frame]] = lambda frame: (frame,),
+        link: Link | None = None,
+    ) -> None:
         self.routes: dict[bytes, Node] = {}
         self.forward = forward
+        self.link = link
+        self.cut: set[Node] = set()
 
 
 def dropping(kind: bytes, sender: Node, times: int = 10**9) -> Callable[[Frame], Iterable[Frame]]:
@@ -113,6 +121,7 @@ class Node:
         self.unreachable_packets: list[bytes] = []
         self.events: list[tuple[str, dict[str, object]]] = []
         self.connected = False
+        self.relays: list[Relay] = []  # those it is connected to, where there are several
         self.boots = 0
         self.boot()
 
@@ -198,7 +207,7 @@ class Node:
             return "queued" if self.mesh.enqueue(flow, kind, body, now) else "held"
         plaintext = record.pack(kind, body)
         plaintext += record.padding(len(plaintext))
-        self.send(flow.destination, flow.source, session.sealer.seal(plaintext))
+        self.send(flow.destination, flow.source, session.sealer.seal(plaintext), session.via)
         self.mesh.sent(session, len(plaintext), now)
         return "sent"
 
@@ -207,10 +216,27 @@ class Node:
         session = self.session(other)
         plaintext = b"".join(record.pack(kind, body) for kind, body in records)
         message = session.sealer.seal(plaintext + record.padding(len(plaintext)))
-        self.send(session.remote, source or session.local, message)
+        self.send(session.remote, source or session.local, message, session.via)
         return message
 
     # -- the relay connection
+
+    def join(self, *relays: Relay) -> None:
+        """Join some of several relays with all own addresses."""
+        for relay in relays:
+            self.relays.append(relay)
+            for address in self.context.addresses:
+                relay.routes[address] = self
+            self.mesh.joined(self.world.now, relay)
+
+    def leave(self, *relays: Relay, noticed: bool = True) -> None:
+        """Lose some of several relays. noticed: otherwise only the relay has lost this node."""
+        for relay in relays:
+            for address in [address for address, node in relay.routes.items() if node is self]:
+                del relay.routes[address]
+            if noticed:
+                self.relays.remove(relay)
+                self.mesh.lost(relay, self.world.now)
 
     def connect(self) -> None:
         """Join the relay with all own addresses."""
@@ -235,10 +261,13 @@ class Node:
 
     # -- the mesh's Output
 
-    def send(self, destination: bytes, source: bytes, message: bytes) -> None:
+    def send(self, destination: bytes, source: bytes, message: bytes, via: object = None) -> None:
         """See mesh.context.Output."""
         if self.connected:
             self.world.transmit(Frame(self.world.now, self, destination, source, message))
+        for relay in self.relays:
+            if via is None or relay is via:
+                self.world.transmit(Frame(self.world.now, self, destination, source, message, relay))
 
     def deliver(self, kind: int, buffer: memoryview, start: int, end: int) -> None:
         """See mesh.context.Output."""
@@ -289,12 +318,19 @@ class MemoryMesh:
         advertise: Sequence[str] = (),
         trust: Trust | None = None,
         seed: bytes | None = None,
+        relays: Sequence[Relay] = (),
     ) -> Node:
-        """A further node, connected. routes: (prefix, overlay IP of the peer behind which it lies)."""
+        """A further node, connected: to the mesh's relay, or to some of several.
+
+        routes: (prefix, overlay IP of the peer behind which it lies).
+        """
         local = local_settings(name, *interfaces, routes=routes, advertise=advertise)
         node = Node(self, local, seed or self.fork(f"device {name}").randbytes(32), trust or Trust())
         self.nodes.append(node)
-        node.connect()
+        if relays:
+            node.join(*relays)
+        else:
+            node.connect()
         return node
 
     # -- time
@@ -342,20 +378,24 @@ class MemoryMesh:
     def transmit(self, frame: Frame) -> None:
         """Put a frame on the link to the relay."""
         self.log.append(frame)
-        for delay in self.link.delays(self._random):
-            self.at(self.now + delay, partial(self._at_relay, frame))
+        relay = frame.via or self.relay
+        if frame.sender not in relay.cut:
+            for delay in (relay.link or self.link).delays(self._random):
+                self.at(self.now + delay, partial(self._at_relay, frame))
 
     def _at_relay(self, frame: Frame) -> None:
-        for each in self.relay.forward(frame):
+        for each in (frame.via or self.relay).forward(frame):
             self.hand_over(each)
 
     def hand_over(self, frame: Frame) -> None:
         """Give a frame to the holder of its destination now, or tell its sender that there is none."""
-        node = self.relay.routes.get(frame.destination)
+        relay, via = frame.via or self.relay, frame.via
+        node = relay.routes.get(frame.destination)
         if node is not None:
-            node.mesh.receive(frame.source, frame.destination, memoryview(frame.message), self.now)
-        elif frame.sender.connected:
-            frame.sender.mesh.gone(frame.destination, self.now)
+            if node not in relay.cut:
+                node.mesh.receive(frame.source, frame.destination, memoryview(frame.message), self.now, via)
+        elif frame.sender.connected or (via in frame.sender.relays and frame.sender not in relay.cut):
+            frame.sender.mesh.gone(frame.destination, self.now, via)
 
     def sent(self, kind: bytes | None = None, sender: Node | None = None, since: float = 0.0) -> list[Frame]:
         """Frames sent so far: of one kind, by one node, from some time on."""

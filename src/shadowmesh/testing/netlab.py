@@ -362,7 +362,8 @@ class Lab:
         """
         server = f"ws://{RELAY_IP4}:{guide.RELAY_PORT}"
         text = guide.client_config(ip=ip, key=key, peer_id=peer_id or name, server=server)
-        text = guide.merged(text, {"daemon": {"state_directory": str(self.directory / f"state-{name}")}})
+        own = {"state_directory": f"{self.directory}/state-{name}", "token_file": str(self.token_file(name))}
+        text = guide.merged(text, {"daemon": own})
         config = self.write(f"client-config-{name}.yaml", guide.merged(text, changes))
         argv = (installed("shadowmesh-daemon"), str(config))
         program = self[name].start(*argv, name=f"shadowmesh-daemon-{name}")
@@ -370,6 +371,10 @@ class Lab:
         if wait:
             self.wait_connected(name)
         return program
+
+    def token_file(self, name: str) -> Path:
+        """Where the client's daemon puts the token of its local API."""
+        return self.directory / f"token-{name}"
 
     def status(self, name: str) -> dict[str, Any] | None:
         """The client's GET /status, or None while its daemon does not answer."""
@@ -452,7 +457,9 @@ class Lab:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C is for us alone: we end them in order
-                env={**os.environ, "PYTHONUNBUFFERED": "1"},
+                # A proxy of ours does not stand in the laboratory.
+                env={name: each for name, each in os.environ.items() if not name.lower().endswith("_proxy")}
+                | {"PYTHONUNBUFFERED": "1"},
             )
         program = Program(name, process, log)
         self.programs.append(program)

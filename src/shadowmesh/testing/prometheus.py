@@ -36,14 +36,16 @@ def promtool(*arguments: str, stdin: str | None = None) -> subprocess.CompletedP
 
 
 class Prometheus(Program):
-    """Runs with monitoring/prometheus.yml, but for its targets, a shorter interval and no Alertmanager.
+    """Runs with a file of monitoring/, but for its targets, a shorter interval and no Alertmanager.
 
     A context manager that kills it; `directory` takes its file, its data and its log.
     """
 
-    def __init__(self, directory: Path, port: int, targets: list[str], interval: str) -> None:
+    def __init__(
+        self, directory: Path, port: int, targets: list[str], interval: str, name: str = "prometheus.yml"
+    ) -> None:
         program = tool("prometheus")
-        config = yaml.safe_load((MONITORING / "prometheus.yml").read_text())
+        config = yaml.safe_load((MONITORING / name).read_text())
         config["global"] = {"scrape_interval": interval, "evaluation_interval": interval}
         config["rule_files"] = [str(MONITORING / file) for file in config["rule_files"]]
         del config["alerting"]

@@ -9,7 +9,8 @@ import asyncio
 import hashlib
 import json
 from base64 import b64decode, b64encode
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -153,3 +154,28 @@ class RelayClient:
         """Join and return the relay's answer."""
         await self.send_join(self.claims(addresses, network, device, **changes), network, device)
         return await self.next_control("joined")
+
+
+@asynccontextmanager
+async def numbered_frames(url: str, **options: Any) -> AsyncIterator[None]:
+    """Two clients, one of which sends frames to the other as long as this lasts: each arrives, in order."""
+    async with RelayClient(url, **options) as a, RelayClient(url, **options) as b:
+        await a.join(address("a"), device="a")
+        await b.join(address("b"), device="b")
+        sent, going = 0, True
+
+        async def talk() -> None:
+            nonlocal sent
+            while going:
+                await a.send(frame(address("b"), address("a"), sent.to_bytes(4)))
+                sent += 1
+                await asyncio.sleep(0.001)
+
+        talking = asyncio.create_task(talk())
+        try:
+            yield
+        finally:
+            going = False
+            await talking
+        assert sent > 20
+        assert [int.from_bytes((await b.next_data())[33:]) for _ in range(sent)] == list(range(sent))

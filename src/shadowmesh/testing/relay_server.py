@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from ssl import SSLContext
 from time import monotonic
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from shadowmesh.config import RelayConfig
 from shadowmesh.net.server import serve
@@ -17,8 +17,19 @@ from shadowmesh.relay.timing import Timing
 from shadowmesh.testing.relay_client import PATIENCE, RelayClient
 from shadowmesh.wire.frame import MAX_FRAME
 
+T = TypeVar("T")
+
 QUICK = Timing(tick=0.01)
 """The protocol's timers, looked at often."""
+
+
+def at_once(work: Coroutine[Any, Any, T]) -> T:
+    """The result of what does not have to wait, as a change of configuration with few connections."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        return cast(T, done.value)
+    raise AssertionError("it waits")
 
 
 class TestRelay:
@@ -41,9 +52,9 @@ class TestRelay:
         """A client that is not connected yet; see RelayClient."""
         return RelayClient(self.url, **options)
 
-    def reconfigure(self, **changes: Any) -> None:
-        """Let the settings of the start hold, but for `changes`."""
-        self.server.reconfigure(RelayConfig(**(self._settings | changes)))
+    def reconfigure(self, **changes: Any) -> int:
+        """Let the settings of the start hold, but for `changes`; returns how many clients had to go."""
+        return at_once(self.server.reconfigure(RelayConfig(**(self._settings | changes))))
 
     def check_account(self) -> None:
         """Frames received = relayed + dropped + queued."""
@@ -60,11 +71,16 @@ class TestRelay:
 
 @asynccontextmanager
 async def running_relay(
-    timing: Timing = QUICK, ssl: SSLContext | None = None, **settings: Any
+    timing: Timing = QUICK,
+    ssl: SSLContext | None = None,
+    *,
+    address: str = "127.0.0.1",
+    port: int = 0,
+    **settings: Any,
 ) -> AsyncIterator[TestRelay]:
     """Run a relay with the guide's settings but for `settings`; its account must add up at the end."""
     server = Server(RelayConfig(**settings), timing)
-    server.listener = listener = await serve("127.0.0.1", 0, server.upgrade, max_frame=MAX_FRAME, ssl=ssl)
+    server.listener = listener = await serve(address, port, server.upgrade, max_frame=MAX_FRAME, ssl=ssl)
     watch = asyncio.create_task(server.watch())
     relay = TestRelay(server, listener.port, settings)
     try:
@@ -77,6 +93,13 @@ async def running_relay(
         watch.cancel()
 
 
+def named(run: Callable[[], None], test: Any) -> Callable[[], None]:
+    """`run` by the name of `test`, for pytest."""
+    run.__name__ = run.__qualname__ = test.__name__
+    run.__module__, run.__doc__ = test.__module__, test.__doc__
+    return run
+
+
 def with_relay(
     timing: Timing = QUICK, **settings: Any
 ) -> Callable[[Callable[[TestRelay], Awaitable[None]]], Callable[[], None]]:
@@ -87,11 +110,6 @@ def with_relay(
             async with asyncio.timeout(20), running_relay(timing, **settings) as relay:
                 await test(relay)
 
-        def run() -> None:
-            asyncio.run(scenario())
-
-        run.__name__ = run.__qualname__ = getattr(test, "__name__", "test")
-        run.__module__, run.__doc__ = test.__module__, test.__doc__
-        return run
+        return named(lambda: asyncio.run(scenario()), test)
 
     return decorate

@@ -20,6 +20,7 @@ from websockets.typing import Subprotocol
 from websockets.utils import accept_key
 
 from shadowmesh.crypto.keys import DeviceKeys, NetworkKeys
+from shadowmesh.daemon import backoff
 from shadowmesh.daemon import link as link_module
 from shadowmesh.daemon.link import Identity, RelayLink
 from shadowmesh.testing.websocket import PING, PONG, TEXT, RawPeer, drive, frame, until
@@ -55,9 +56,10 @@ def quicken(monkeypatch: pytest.MonkeyPatch) -> None:
         "GOODBYE_SECONDS": 0.1,
         "KEEPALIVE_GRACE": 0.1,
         "REASK_ADDRESSES": (0.05, 0.05),
-        "_USUAL": (0.02, 0.1),
+        "ASLEEP_AFTER": 1e9,
     }.items():
         monkeypatch.setattr(link_module, name, value)
+    monkeypatch.setattr(backoff, "USUAL", (0.02, 0.1))
 
 
 class Engine:
@@ -66,8 +68,8 @@ class Engine:
     def __init__(self) -> None:
         self.frames: list[bytes] = []
         self.absent: list[bytes] = []
-        self.joins = 0
-        self.paused = False
+        self.joins = self.losses = 0
+        self.paused = self.drained = False
         self.unheld: set[bytes] = set()
         self.events: list[tuple[str, dict[str, Any]]] = []
 
@@ -79,6 +81,12 @@ class Engine:
 
     def gone(self, address: bytes) -> None:
         self.absent.append(address)
+
+    def lost(self) -> None:
+        self.losses += 1
+
+    def draining(self) -> None:
+        self.drained = True
 
     def refused(self, addresses: set[bytes]) -> None:
         self.unheld = addresses

@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
+import struct
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from ssl import SSLContext
-from typing import Any
+from typing import Any, Protocol
 
+from websockets.utils import accept_key
+
+from shadowmesh.net.client import connect
 from shadowmesh.net.protocol import READ_BUFFER
 from shadowmesh.net.server import Reject, Request, Server, serve
 from shadowmesh.net.websocket import WebSocket
+
+
+class Drive(Protocol):
+    """What `drive` is, in one event loop or another."""
+
+    def __call__(
+        self,
+        main: Callable[[], Coroutine[Any, Any, None]],
+        *,
+        errors: int | None = 0,
+        seconds: float = 20.0,
+    ) -> list[str]: ...
+
 
 TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG = 1, 2, 0, 8, 9, 10
 
@@ -37,6 +55,12 @@ def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, 
         mask = (b"\1\2\3\4" * (size // 4 + 1))[:size]
         payload = (int.from_bytes(payload) ^ int.from_bytes(mask)).to_bytes(size)
     return head + payload
+
+
+def reset(peer: socket.socket) -> None:
+    """Close a connection with RST, at once."""
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.close()
 
 
 class RawPeer:
@@ -145,6 +169,31 @@ class Recorder(WebSocket):
         self.paused = False
 
 
+class Lines:
+    """A log: (level, event, facts) of each line."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str, dict[str, Any]]] = []
+
+    def info(self, event: str, **facts: Any) -> None:
+        self.lines.append(("info", event, facts))
+
+    def warning(self, event: str, **facts: Any) -> None:
+        self.lines.append(("warning", event, facts))
+
+
+class Echo(Recorder):
+    """Sends back what comes."""
+
+    def on_binary(self, data: memoryview) -> None:
+        self.send_binary(data)
+
+
+def accept_all(request: Request) -> WebSocket:
+    """An upgrade handler."""
+    return Recorder()
+
+
 @asynccontextmanager
 async def serving(
     upgrade: Callable[[Request], WebSocket | Reject],
@@ -162,6 +211,44 @@ async def serving(
         for ws in list(server.connections):
             ws.abort()
         await server.wait_closed()
+
+
+@asynccontextmanager
+async def raw(ws: WebSocket) -> AsyncIterator[RawPeer]:
+    """A raw client connected to `ws` on our server."""
+    async with serving(lambda request: ws) as server:
+        peer = await RawPeer.upgraded(server.port)
+        try:
+            yield peer
+        finally:
+            await peer.close()
+
+
+@asynccontextmanager
+async def raw_server(ws: WebSocket) -> AsyncIterator[RawPeer]:
+    """A raw server that our client `ws` is connected to."""
+    peers: asyncio.Queue[RawPeer] = asyncio.Queue()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        peer = RawPeer(reader, writer)
+        head = await peer.head()
+        key = head.partition("Sec-WebSocket-Key: ")[2].partition("\r\n")[0]
+        accepted = accept_key(key)
+        peer.send(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Accept: " + accepted.encode() + b"\r\n\r\n"
+        )
+        peers.put_nowait(peer)
+
+    listener = await asyncio.start_server(accept, "127.0.0.1", 0)
+    async with listener:
+        await connect(f"ws://127.0.0.1:{listener.sockets[0].getsockname()[1]}/", ws, max_frame=131072)
+        peer = await peers.get()
+        try:
+            yield peer
+        finally:
+            ws.abort()
+            await peer.close()
 
 
 async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:

@@ -49,6 +49,13 @@ class TunDevice(ABC):
     def write_packet(self, packet: Bytes) -> bool:
         """Give the kernel one finished IP packet, without header; False as for `write`."""
 
+    def repair(self) -> tuple[str, ...]:
+        """Give the device back the addresses and routes that somebody took from it: those that were missing.
+
+        Raises TunError. May block for some milliseconds; not inside a running event loop, but in a thread.
+        """
+        return ()
+
     @abstractmethod
     def close(self) -> None:
         """Take the device away with its addresses and routes. A second call does nothing."""

@@ -16,6 +16,7 @@ import struct
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 
 from shadowmesh.errors import OffloadError, TunError
 from shadowmesh.tun import netlink
@@ -74,7 +75,9 @@ def open_tun(
         _attach(fd, name, vnet_header)
         offloads = _set_offload(fd) if vnet_header else ()
         warnings = netlink.configure(name, addresses, mtu, routes)
-        return LinuxTun(fd, name, mtu, offloads, warnings, vnet_header=vnet_header)
+        tun = LinuxTun(fd, name, mtu, offloads, warnings, vnet_header=vnet_header)
+        tun.addresses, tun.routes = tuple(addresses), tuple(routes)
+        return tun
     except OSError as error:
         os.close(fd)
         raise TunError(f"cannot make TUN device {name}: {error.strerror}") from error
@@ -84,7 +87,10 @@ def open_tun(
 
 
 class LinuxTun(TunDevice):
-    """An open device; made by `open_tun`."""
+    """An open device; made by `open_tun`. addresses, routes: what `repair` gives it back."""
+
+    addresses: tuple[Interface, ...] = ()
+    routes: tuple[Network, ...] = ()
 
     def __init__(
         self,
@@ -103,6 +109,7 @@ class LinuxTun(TunDevice):
         self._fd = fd
         self._vnet_header = vnet_header
         self._uso = "uso" in offload
+        self._repairing = Lock()
 
     def fileno(self) -> int:
         return self._fd
@@ -144,6 +151,10 @@ class LinuxTun(TunDevice):
         except OSError:
             return False
         return True
+
+    def repair(self) -> tuple[str, ...]:
+        with self._repairing:
+            return netlink.restore(self.name, self.addresses, self.routes)
 
     def close(self) -> None:
         if self._fd < 0:

@@ -32,6 +32,7 @@ _ADDR_GEN_NONE = 1
 _NODAD = 0x02
 _SCOPE_LINK = 253
 _RTN_LOCAL = 2
+_IFF_UP = 1
 
 
 def configure(
@@ -59,20 +60,67 @@ def configure(
             netlink.link("set", index=index, mtu=mtu, txqlen=QUEUE_PACKETS)
             netlink.link("set", index=index, state="up")
         for address in addresses:
-            with _while(f"give the address {address} to {name}"):
-                flags = _NODAD if address.version == 6 else 0
-                prefix = address.network.prefixlen
-                netlink.addr("add", index=index, address=str(address.ip), prefixlen=prefix, IFA_FLAGS=flags)
-                if address.version == 6:
-                    _wait_until_local(netlink, address)
+            _add_address(netlink, name, index, address)
         connected = {address.network for address in addresses}
         for route in routes:
-            if route in connected:
-                continue
-            with _while(f"add the route {route} to {name}"):
-                scope = {"scope": _SCOPE_LINK} if route.version == 4 else {}
-                netlink.route("add", dst=str(route), oif=index, **scope)
+            if route not in connected:
+                _add_route(netlink, name, index, route)
     return warnings
+
+
+def restore(name: str, addresses: Sequence[Interface], routes: Sequence[Network]) -> tuple[str, ...]:
+    """Give the device back what of its addresses and routes it has lost; all else stays as it is.
+
+    Somebody who sets it down and up takes its IPv6 addresses and all its routes along. Returns what was
+    added; nothing is while the device is down, for that is somebody's will. Raises TunError. Blocks for some
+    milliseconds, and is not for inside a running event loop: call it in a thread.
+    """
+    try:
+        index = socket.if_nametoindex(name)
+    except OSError:
+        raise TunError(f"TUN device {name} is gone; was it deleted by another program?") from None
+    added = []
+    with IPRoute() as netlink:
+        with _while(f"look at the device {name}"):
+            link = netlink.get_links(index)[0]
+            if not link["flags"] & _IFF_UP:
+                return ()
+            there = {
+                ip_interface((each.get_attr("IFA_LOCAL") or each.get_attr("IFA_ADDRESS"), each["prefixlen"]))
+                for each in netlink.get_addr(index=index)
+            }
+        for address in addresses:
+            if address not in there:
+                if address.version == 6:
+                    _check_ipv6(name, str(address), link.get_attr("IFLA_MTU"))
+                _add_address(netlink, name, index, address)
+                added.append(str(address))
+        with _while(f"look at the routes of {name}"):
+            led = {
+                f"{each.get_attr('RTA_DST')}/{each['dst_len']}"
+                for family in (socket.AF_INET, socket.AF_INET6)
+                for each in netlink.get_routes(family=family, oif=index)
+            }
+        for route in dict.fromkeys((*(address.network for address in addresses), *routes)):
+            if str(route) not in led:
+                _add_route(netlink, name, index, route)
+                added.append(str(route))
+    return tuple(added)
+
+
+def _add_address(netlink: IPRoute, name: str, index: int, address: Interface) -> None:
+    with _while(f"give the address {address} to {name}"):
+        flags = _NODAD if address.version == 6 else 0
+        prefix = address.network.prefixlen
+        netlink.addr("add", index=index, address=str(address.ip), prefixlen=prefix, IFA_FLAGS=flags)
+        if address.version == 6:
+            _wait_until_local(netlink, address)
+
+
+def _add_route(netlink: IPRoute, name: str, index: int, route: Network) -> None:
+    with _while(f"add the route {route} to {name}"):
+        scope = {"scope": _SCOPE_LINK} if route.version == 4 else {}
+        netlink.route("add", dst=str(route), oif=index, **scope)
 
 
 def _wait_until_local(netlink: IPRoute, address: Interface) -> None:

@@ -31,7 +31,7 @@ METRICS = {
     "networks": 0.0,
     "queued_bytes": 0.0,
     "refused_total{full}": 10.0,
-    "tls_failed_total": 3.0,
+    "tls_failed_total{malformed}": 3.0,
 }
 
 

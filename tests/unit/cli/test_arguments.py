@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 from shadowmesh import __version__
 from shadowmesh.cli import daemon, relay
 from shadowmesh.cli.arguments import configuration_file
+from shadowmesh.observe.logging import drain
 
 PROGRAMS = [daemon.main, relay.main]
 
@@ -52,13 +54,16 @@ def test_mistakes_end_with_2(argv: tuple[str, ...], words: str, capsys: pytest.C
 @pytest.mark.parametrize("main", PROGRAMS)
 @pytest.mark.parametrize("form", [[], ["-config"]])
 def test_the_programs_read_it(
-    main: Callable[[list[str]], None], form: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    main: Callable[[list[str]], None], form: list[str], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     file = str(tmp_path / "foo.yaml")
     with pytest.raises(SystemExit) as caught:
         main([*form, file])
     assert caught.value.code == 2
-    assert capsys.readouterr().err == f"{file}: no such file\n"
+    drain(5)
+    mistake, end = capfd.readouterr().err.splitlines()
+    assert mistake.endswith(f"[error] {file}: no such file [config]")
+    assert re.search(r"\[error\] (relay|daemon) cannot start \[\1\] problems=1$", end)
 
 
 @pytest.mark.parametrize("main", PROGRAMS)

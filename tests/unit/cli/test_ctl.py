@@ -67,6 +67,29 @@ def test_check_config_loads_the_certificate(tmp_path: Path) -> None:
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr == f"{path}: tls.key_file {pem.key}: no such file\n"
 
+    (tmp_path / "other").mkdir()
+    make_certificate(tmp_path / "other", ["127.0.0.1"]).key.rename(pem.key)
+    result = run("check-config", str(path))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "the key does not belong to the first certificate" in result.stderr
+
+
+def test_check_config_shows_all_that_is_wrong_with_other_files_at_once(tmp_path: Path) -> None:
+    path, key, keys = tmp_path / "relay-config.yaml", tmp_path / "key.pem", tmp_path / "keys.json"
+    key.write_text("hello")
+    keys.write_text("hello")
+    path.write_text(
+        "{region: eu, server_name: r, allowed_origins: [], bind_address: 127.0.0.1, "
+        f"tls: {{cert_file: /nonexistent.pem, key_file: '{key}'}}, "
+        f"auth: {{mode: api_key, keys_file: '{keys}'}}}}"
+    )
+    result = run("check-config", str(path))
+    assert (result.exit_code, result.stdout) == (2, "")
+    cert_line, key_line, keys_line = result.stderr.splitlines()
+    assert cert_line == f"{path}: tls.cert_file /nonexistent.pem: no such file"
+    assert key_line == f"{path}: tls.key_file {key}: no PEM private key in this file"
+    assert keys_line.startswith(f"{path}: auth.keys_file {keys}: ")
+
 
 def test_check_config_loads_the_api_keys(tmp_path: Path) -> None:
     path, keys = tmp_path / "relay-config.yaml", tmp_path / "keys.json"
@@ -123,10 +146,10 @@ def test_what_cannot_be_read_is_said_in_the_loaders_words(
         raise PermissionError(13, "Permission denied", path)
 
     monkeypatch.setattr("builtins.open", refuse)
-    monkeypatch.setattr("os.access", lambda *_: False)
+    monkeypatch.setattr("os.access", lambda *_, **__: False)
     result = run("check-config", str(path))
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr.startswith(f"{path}: may not be read by this user; run as root")
+    assert result.stderr.startswith(f"{path}: the user ")
 
 
 def test_help_shows_whole_sentences() -> None:
@@ -164,10 +187,15 @@ def test_starts_without_the_heavy_modules() -> None:
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
-def test_output_that_cannot_be_written_is_one_line() -> None:
+@pytest.mark.parametrize(
+    "arguments", [["keygen"], ["--help"], ["check-config", str(GUIDE / "relay-config.yaml")]]
+)
+def test_output_that_cannot_be_written_is_one_line(arguments: list[str]) -> None:
     with open("/dev/full", "w") as full:
-        result = subprocess.run([*COMMAND, "keygen"], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert (result.returncode, result.stderr) == (1, "shadowmesh: [Errno 28] No space left on device\n")
+        result = subprocess.run([*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, text=True)
+    last = "shadowmesh: the output cannot be written: No space left on device"
+    assert (result.returncode, result.stderr.splitlines()[-1]) == (1, last)
+    assert "Traceback" not in result.stderr
 
 
 def test_a_broken_pipe_is_quiet() -> None:

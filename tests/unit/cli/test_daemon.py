@@ -58,7 +58,8 @@ def test_every_mistake_with_its_place(tmp_path: Path) -> None:
     file = written(tmp_path, guide.CLIENT_CONFIG)
     done = daemon(file)
     assert (done.returncode, done.stdout) == (2, "")
-    lines = done.stderr.splitlines()
+    *lines, end = (line.partition(" [error] ")[2] for line in done.stderr.splitlines())
+    assert end == "daemon cannot start [daemon] problems=3"
     assert [line.split(": ")[1] for line in lines] == ["network.local_ip", "encryption.key", "relay.server"]
     places = [line.removeprefix(file + ":").split(": ")[0].split(":") for line in lines]
     assert all(row.isdigit() and column.isdigit() for row, column in places)

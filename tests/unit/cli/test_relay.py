@@ -54,19 +54,23 @@ def test_the_file_is_read_and_its_log_used_before_the_relay_starts(
     assert (name, loaded.config.region, loaded.source, path) == ("run", "here", str(file), str(file))
 
 
+@pytest.mark.parametrize(
+    ("log_format", "used"), [("xml", "auto"), ("[json]", "auto"), ("JSON", "json"), ("console", "console")]
+)
 def test_a_wrong_file_is_told_with_status_2(
-    calls: list[tuple[Any, ...]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    calls: list[tuple[Any, ...]], tmp_path: Path, log_format: str, used: str
 ) -> None:
+    """In the log, in the form that the file asks for, if that can be known."""
     file = tmp_path / "relay-config.yaml"
-    file.write_text("relay_port: x\nlog_format: xml\n")
-    with pytest.raises(SystemExit) as end:
+    file.write_text(f"relay_port: x\nqueue_size: 0\nlog_format: {log_format}\n")
+    with pytest.raises(SystemExit) as end, capture_logs() as logs:
         main([str(file)])
     assert end.value.code == 2
-    assert [line.split(" ")[1] for line in capsys.readouterr().err.splitlines()] == [
-        "relay_port:",
-        "log_format:",
-    ]
-    assert calls == []
+    assert calls == [("log", "info", used)]
+    *mistakes, last = logs
+    assert [line["event"].split(" ")[1] for line in mistakes][:2] == ["relay_port:", "queue_size:"]
+    assert (last["event"], last["problems"]) == ("relay cannot start", len(mistakes))
+    assert {line["log_level"] for line in logs} == {"error"}
 
 
 def test_what_stops_the_start_is_told_with_status_1(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import grp
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ from click.testing import CliRunner, Result
 from shadowmesh.apikey import API_KEY
 from shadowmesh.cli import ctl, relay_keys
 from shadowmesh.relay.keyfile import load
-from shadowmesh.relay.keys import Grant, Key, Keys
+from shadowmesh.relay.keys import Grant, Key, Keys, Refusal
 
 NETWORK = "ab" * 32
 COMMAND = [sys.executable, "-c", "from shadowmesh.cli.ctl import main; main()", "relay-keys"]
@@ -77,10 +78,10 @@ def test_a_key_is_shown_once_and_kept_as_a_hash(operator: Operator) -> None:
 
 def test_every_bound(operator: Operator) -> None:
     bounds = ("--expires", "90d", "--network", NETWORK.upper(), "--max-connections", "5", "--rate", "10M")
-    text = operator.key("add", "laptop", *bounds)
+    text = operator.key("add", "laptop", *bounds, "--max-addresses", "7")
     (key,) = operator.stored()
     assert key.network == bytes.fromhex(NETWORK)
-    assert (key.max_connections, key.bytes_per_second) == (5, 10_000_000)
+    assert (key.max_connections, key.max_addresses, key.bytes_per_second) == (5, 7, 10_000_000)
     assert operator.admits(text, 89.9 * 86_400)
     assert not operator.admits(text, 90.1 * 86_400)
 
@@ -105,6 +106,7 @@ def test_a_date_counts_until_its_end(operator: Operator) -> None:
         (("--expires", "2020-01-31"), "2020-01-31 is over"),
         (("--network", "ab"), "write the 64 hex digits of `network` in a client's /status"),
         (("--max-connections", "-1"), "-1 is not in the range"),
+        (("--max-addresses", "-1"), "-1 is not in the range"),
         (("--rate", "9k"), "write bytes per second such as 10M"),
         (("--rate", "fast"), "write bytes per second such as 10M"),
     ],
@@ -151,6 +153,9 @@ def test_rotate_with_grace(operator: Operator) -> None:
     # Without grace, the one before does, too; and a revocation ends both.
     last = operator.key("rotate", "laptop", "--grace", "0")
     assert [operator.admits(each) for each in (newest, last)] == [False, True]
+    refusal = Keys(operator.stored()).admit([f"Bearer {newest}"], time.time())
+    assert refusal == Refusal("this API key was replaced by a new one", is_ours=True)
+    assert json.loads(operator.run("list", "--json").stdout)[0]["state"] == "valid"
     other = operator.key("rotate", "laptop")
     operator.run("revoke", "laptop")
     assert [operator.admits(each) for each in (last, other)] == [False, False]
@@ -169,7 +174,8 @@ def test_list(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
     assert operator.refused("list") == (
         f"shadowmesh: {operator.path}: no such file; `relay-keys add NAME` makes it\n"
     )
-    operator.key("add", "a", "--network", NETWORK, "--rate", "250k", "--max-connections", "3")
+    bounds = ("--rate", "250k", "--max-connections", "3", "--max-addresses", "9")
+    operator.key("add", "a", "--network", NETWORK, *bounds)
     operator.key("add", "b", "--expires", "1h")
     operator.key("add", "c")
     operator.key("add", "long-name")
@@ -178,7 +184,8 @@ def test_list(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
     later = time.time() + 3601
     monkeypatch.setattr(time, "time", lambda: later)
     lines = operator.run("list").stdout.splitlines()
-    assert lines[0].split() == ["NAME", "ID", "STATE", "EXPIRES", "NETWORK", "CONNECTIONS", "BYTES/S"]
+    titles = ["NAME", "ID", "STATE", "EXPIRES", "NETWORK", "CONNECTIONS", "ADDRESSES", "BYTES/S"]
+    assert lines[0].split() == titles
     cells = [line.split() for line in lines[1:]]
     assert [(row[0], row[2]) for row in cells] == [
         ("a", "valid"),
@@ -186,12 +193,21 @@ def test_list(operator: Operator, monkeypatch: pytest.MonkeyPatch) -> None:
         ("c", "rotating"),
         ("long-name", "revoked"),
     ]
-    assert cells[0][3:] == ["never", f"{NETWORK[:16]}...", "3", "250000"]
+    assert cells[0][3:] == ["never", f"{NETWORK[:16]}...", "3", "9", "250000"]
+    assert cells[2][5:] == ["never", "any", "any", "any", "any"]
+    (until,) = re.findall(r"rotating until (\S+)  never", lines[3])
     facts = json.loads(operator.run("list", "--json").stdout)
+    assert facts[2]["previous_expires"] == until
     assert [each["state"] for each in facts] == ["valid", "expired", "rotating", "revoked"]
-    assert facts[0]["network"] == NETWORK
+    assert (facts[0]["network"], facts[0]["max_addresses"]) == (NETWORK, 9)
     assert facts[2]["previous_expires"].endswith("Z")
     assert facts[3]["revoked"].endswith("Z")
+
+
+def test_a_day_is_listed_as_it_was_given(operator: Operator) -> None:
+    operator.key("add", "a", "--expires", "2999-12-31")
+    assert re.search(r"valid +end of 2999-12-31 +any", operator.run("list").stdout)
+    assert json.loads(operator.run("list", "--json").stdout)[0]["expires"] == "3000-01-01T00:00:00Z"
 
 
 def test_owner_and_mode_stay_and_a_new_file_is_not_for_everybody(operator: Operator) -> None:
@@ -248,6 +264,24 @@ def test_what_cannot_be_written_leaves_the_old_file(
         assert "full; take revoked keys out of it" in operator.refused("add", "b")
     operator.path.write_text("{")
     assert "not JSON" in operator.refused("add", "b")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_key_that_cannot_be_shown_is_not_made(operator: Operator) -> None:
+    operator.run("add", "laptop")
+    before = operator.path.read_bytes()
+    for arguments in (["add", "other"], ["rotate", "laptop"]):
+        with open("/dev/full", "w") as full:
+            result = subprocess.run(
+                [*COMMAND, *arguments, "--file", str(operator.path)],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        words = "the key cannot be shown, standard output: No space left on device; nothing is changed"
+        assert (result.returncode, result.stderr) == (1, f"shadowmesh: {words}\n")
+    assert operator.path.read_bytes() == before
+    assert os.listdir(operator.path.parent) == [operator.path.name]
 
 
 def test_several_at_once_lose_nothing(operator: Operator) -> None:

@@ -275,6 +275,8 @@ def test_bind_ip_and_host_name() -> None:
     for bad in ("", "a b", "-a", "a..b", "a" * 64, "b\u00fccher.example", "1.2.3", "1.2.3.999", "x:y", "a/b"):
         words(host_name, bad)
     words(bind_ip, "localhost")
+    assert "link-local" in words(bind_ip, "fe80::1")
+    assert "multicast" in words(bind_ip, "224.0.0.1")
 
 
 @pytest.mark.parametrize(

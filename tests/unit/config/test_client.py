@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from shadowmesh.config import ClientConfig, HostPort, RelayUrl, Route, parse_client_config
+from shadowmesh.config import ClientConfig, HostPort, ProxyUrl, RelayUrl, Route, parse_client_config
 from shadowmesh.errors import ConfigError
 
 KEY = "9f2c4e6a81b3d5f7092b4d6f8193a5c7e9fb0d1f31537597b9dbfd1e3f507294"
+NEXT = "1f2c4e6a81b3d5f7092b4d6f8193a5c7e9fb0d1f31537597b9dbfd1e3f507294"
 API_KEY = "smk_abcdefgh_0123456789abcdefghijklmnopqrstuvwxyz-_ABCDE"
 GUIDE = (Path(__file__).parents[2] / "guide/config/client-config.yaml").read_text()
 FILLED = (
@@ -106,6 +107,80 @@ def test_an_api_key(server: str, more: str, warned: bool) -> None:
     assert [line.partition(" ")[2] for line in loaded.warnings] == words
 
 
+def test_several_relays_and_the_way_there() -> None:
+    config = load(
+        changed(
+            'server: "ws://203.0.113.9:9545"',
+            "servers: [wss://a, ws://b:1]\n  proxy: 'http://u:p%40ss@h:3128'\n  tls_ca_file: /ca.pem",
+        )
+    )
+    assert [one.url for one in config.relay.urls] == ["wss://a/relay", "ws://b:1/relay"]
+    assert config.relay.server is None
+    assert isinstance(config.relay.proxy, ProxyUrl)
+    assert config.relay.proxy.reveal() == ("u", "p@ss")
+    assert config.relay.tls_ca_file == "/ca.pem"
+    assert config.secrets() == ["encryption.key", "relay.proxy"]
+    assert "p@ss" not in repr(config) + str(config.model_dump())
+
+
+def test_the_way_to_the_relay_unless_said_otherwise() -> None:
+    config = load(NAMED)
+    assert config.relay.urls == (config.relay.server,)
+    assert (config.relay.proxy, config.relay.tls_ca_file) == ("environment", None)
+    assert config.daemon.token_file == "/run/shadowmesh/api.token"
+    assert load(changed("  server:", "  proxy: none\n  server:")).relay.proxy is None
+    assert load(changed("  server:", "  proxy: ''\n  server:")).relay.proxy == "environment"
+
+
+def test_a_key_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "encryption.key"
+    path.write_text(f" {KEY[:32]} {KEY[32:].upper()}\n\n")
+    path.chmod(0o600)
+    by_file = parse_client_config(changed(f'key: "{KEY}"', f"key_file: {path}").encode(), "c.yaml")
+    assert by_file.config.encryption.key.reveal().hex() == KEY
+    assert (by_file.warnings, by_file.config.secrets()) == ([], [])
+    path.chmod(0o640)
+    assert parse_client_config(changed(f'key: "{KEY}"', f"key_file: {path}").encode(), "c.yaml").warnings == [
+        f"c.yaml:11:13: encryption.key_file: others may read {path} (mode 0640); "
+        f"mend it with: chmod 600 {path}"
+    ]
+
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    by_credential = load(changed(f'  key: "{KEY}"', ""))
+    assert by_credential.encryption == by_file.config.encryption.model_copy(update={"key_file": None})
+    assert by_credential.secrets() == []
+    assert load(NAMED).secrets() == ["encryption.key"], "a key in the file goes before the credential"
+    path.write_text(KEY[:-1])
+    assert problems(changed(f'  key: "{KEY}"', "")) == [
+        f"c.yaml:1:1: encryption.key: the content of {path} has 63 hex digits where 64 belong; "
+        "make one with: shadowmesh keygen (the same key on every device of the network)"
+    ]
+    path.unlink()
+    assert "is missing" in problems(changed(f'  key: "{KEY}"', ""))[0]
+
+
+def test_the_next_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load(NAMED).encryption.next_key is None
+    inline = load(changed("  key:", f"  next_key: {NEXT}\n  key:"))
+    assert inline.encryption.next_key is not None
+    assert inline.encryption.next_key.reveal().hex() == NEXT
+    assert inline.secrets() == ["encryption.key", "encryption.next_key"]
+    path = tmp_path / "encryption.next_key"
+    path.write_text(NEXT)
+    path.chmod(0o600)
+    by_file = load(changed("  key:", f"  next_key_file: {path}\n  key:"))
+    assert by_file.encryption.next_key == inline.encryption.next_key
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
+    assert load(NAMED).encryption.next_key == inline.encryption.next_key
+
+
+def test_two_fingerprints_of_one_device() -> None:
+    one, other = "a" * 32, "b" * 32
+    for written in (f"[{one}, {other.upper()}]", f"{one} {other}"):
+        config = load(changed("nat:", f"peers: {{trusted: {{10.10.10.1: {written}}}}}\nnat:"))
+        assert config.peers.trusted == {ip_address("10.10.10.1"): f"{one} {other}"}
+
+
 def test_a_key_of_digits_only_without_quotes() -> None:
     digits = "4820957136640218937456102938475665748392011837465092736450918273"
     assert load(changed(f'"{KEY}"', digits)).encryption.key.reveal().hex() == digits
@@ -158,7 +233,6 @@ def test_missing_keys_are_named_one_by_one_where_they_belong() -> None:
     ]
 
 
-LATER = "is not built yet in this version; remove it"
 FALSE = "is not built yet in this version; write false"
 
 
@@ -192,8 +266,51 @@ FALSE = "is not built yet in this version; write false"
             f"  {KEY}: 1\n  id:",
             "15:3: peer.a long hex text: unknown key; known here are address, id",
         ),
-        ("  key:", "  key_file: x\n  key:", f"11:3: encryption.key_file: {LATER}"),
-        ("  key:", "  next_key: x\n  key:", f"11:3: encryption.next_key: {LATER}"),
+        (
+            "  key:",
+            "  key_file: x\n  key:",
+            '11:13: encryption.key_file: "x" is not an absolute path; write one such as '
+            "/etc/shadowmesh/encryption.key",
+        ),
+        (
+            "  key:",
+            "  key_file: /x\n  key:",
+            "11:13: encryption.key_file: stands beside encryption.key; keep one of them",
+        ),
+        (
+            f'key: "{KEY}"',
+            "key_file: /dev/null",
+            "11:13: encryption.key_file: /dev/null is no regular file; write the path of one with "
+            "64 hex digits",
+        ),
+        (
+            f'key: "{KEY}"',
+            "key_file: /nowhere/x",
+            "11:13: encryption.key_file: /nowhere/x cannot be read: No such file or directory",
+        ),
+        (
+            "  key:",
+            f"  next_key: {KEY}\n  key:",
+            "11:13: encryption.next_key: is the same as encryption.key; make another one with: "
+            "shadowmesh keygen",
+        ),
+        (
+            "  key:",
+            "  next_key: abc\n  key:",
+            "11:13: encryption.next_key: has 3 hex digits where 64 belong; make one with: shadowmesh keygen "
+            "(the same key on every device of the network)",
+        ),
+        (
+            "  key:",
+            f"  next_key: {NEXT}\n  next_key_file: /x\n  key:",
+            "12:18: encryption.next_key_file: stands beside encryption.next_key; keep one of them",
+        ),
+        (
+            "nat:",
+            f"peers: {{trusted: {{10.10.10.1: [{'a' * 32}, {'b' * 32}, {'c' * 32}]}}}}\nnat:",
+            "17:31: peers.trusted.10.10.10.1: has 3 fingerprints; write one, or two while the network key "
+            "is replaced",
+        ),
         (
             "  server:",
             "  api_key: YOUR_API_KEY\n  server:",
@@ -222,9 +339,62 @@ FALSE = "is not built yet in this version; write false"
             f"  api_key: {API_KEY}\n  insecure_api_key: perhaps\n  server:",
             '23:21: relay.insecure_api_key: "perhaps" is neither true nor false; write one of them',
         ),
-        ("  server:", "  servers: []\n  server:", f"22:3: relay.servers: {LATER}"),
-        ("  server:", "  proxy: x\n  server:", f"22:3: relay.proxy: {LATER}"),
-        ("  server:", "  tls_ca_file: x\n  server:", f"22:3: relay.tls_ca_file: {LATER}"),
+        (
+            '  server: "ws://203.0.113.9:9545"',
+            f"  servers: [wss://a, ws://b]\n  api_key: {API_KEY}",
+            "23:12: relay.api_key: would cross the network in clear to b; write wss:// in relay.servers, or, "
+            "if whoever is in between may have the key, insecure_api_key: true",
+        ),
+        (
+            '  server: "ws://203.0.113.9:9545"',
+            "  servers: []",
+            "22:12: relay.servers: must be a list of 1 to 4 URLs",
+        ),
+        (
+            "  server:",
+            "  servers: [ws://a:1]\n  server:",
+            "23:11: relay.server: stands beside relay.servers; keep one of them",
+        ),
+        (
+            '  server: "ws://203.0.113.9:9545"',
+            "  servers: [ws://a:1, ws://10.10.10.3:1]",
+            "22:23: relay.servers[1]: 10.10.10.3 lies in 10.10.10.0/24, which goes into the tunnel; "
+            "write an address outside of it",
+        ),
+        (
+            '  server: "ws://203.0.113.9:9545"',
+            "  servers: [ws://a:1, ws://A:1/relay]",
+            "22:23: relay.servers[1]: ws://a:1/relay is given twice; keep one of them",
+        ),
+        (
+            '  server: "ws://203.0.113.9:9545"',
+            "  proxy: none",
+            '20:1: relay.server: is missing; write it under "relay:", such as server: '
+            '"ws://203.0.113.9:9545"',
+        ),
+        (
+            ' "ws://203.0.113.9:9545"',
+            "",
+            "22:10: relay.server: has no value; write one, or remove the line",
+        ),
+        (
+            "  server:",
+            "  proxy: x\n  server:",
+            "22:10: relay.proxy: does not begin with http:// or socks5://; write one such as "
+            "http://proxy.example.com:3128 or socks5://127.0.0.1:1080",
+        ),
+        (
+            "  server:",
+            "  proxy: http://10.10.10.9:1\n  server:",
+            "22:10: relay.proxy: 10.10.10.9 lies in 10.10.10.0/24, which goes into the tunnel; "
+            "write an address outside of it",
+        ),
+        (
+            "  server:",
+            "  tls_ca_file: x\n  server:",
+            '22:16: relay.tls_ca_file: "x" is not an absolute path; write one such as '
+            "/usr/local/share/ca-certificates/company.crt",
+        ),
         ("nat:\n  enabled: false", "nat:\n  enabled: true", f"18:12: nat.enabled: NAT traversal {FALSE}"),
         (
             "listener_enabled: false",
@@ -300,11 +470,11 @@ FALSE = "is not built yet in this version; write false"
             '2:19: daemon.listen_address: "9090" has no port; write one behind it, such as 127.0.0.1:9090',
         ),
         ('"laptop"', "''", '15:7: peer.id: "" does not do as a name; write 1 to 63 ASCII characters'),
-        (f'"{KEY}"', "", "11:7: encryption.key: has no value; write one"),
+        (f'"{KEY}"', "", "11:7: encryption.key: has no value; write one, or remove the line"),
         (
             f'"{KEY}"',
             f"[{KEY}]",
-            "11:8: encryption.key: must be one value, not a list",
+            '11:8: encryption.key: must be one value, not a list; write it without "[" and "-"',
         ),
         (
             "encryption:\n  key",
@@ -366,7 +536,12 @@ OVERLAY = "10.10.10.0/24"
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
-        ("routes", "x", '9:11: network.routes: must be a list, with lines that begin with "- "'),
+        (
+            "routes",
+            "x",
+            "9:11: network.routes: must be a list; write [ ] around its values, or each into a line that "
+            'begins with "- "',
+        ),
         (
             "routes",
             "[[x]]",
@@ -491,6 +666,11 @@ def test_a_prefix_is_not_both_reached_and_offered() -> None:
             "8.8.8.7",
             "8:13: network.local_ip: 8.8.8.7/24 belongs to the public Internet; 10.0.0.0/8 or "
             "fd00::/8 are private",
+        ),
+        (
+            '  server: "ws://203.0.113.9:9545"',
+            "  servers: [ws://a:1, ws://b]",
+            "22:23: relay.servers[1]: has no port, so 80 is used; a relay's own port is 9545",
         ),
         (":9545", "", "22:11: relay.server: has no port, so 80 is used; a relay's own port is 9545"),
     ],

@@ -170,7 +170,7 @@ def test_an_empty_tls_section_is_not_taken_for_none(section: str) -> None:
 
 
 NOT_A_PORT = "is out of range; write a number from 1 to 65535"
-LIST = 'must be a list, with lines that begin with "- "'
+LIST = 'must be a list; write [ ] around its values, or each into a line that begins with "- "'
 
 
 @pytest.mark.parametrize(
@@ -242,8 +242,11 @@ LIST = 'must be a list, with lines that begin with "- "'
         ("relay_port: 65536", f"1:13: relay_port: 65536 {NOT_A_PORT}"),
         ("health_port: -1", f"1:14: health_port: -1 {NOT_A_PORT}"),
         ("metrics_port: x", '1:15: metrics_port: "x" is not a whole number; write one from 1 to 65535'),
-        ("relay_port: [1]", "1:13: relay_port: must be one value, not a list"),
-        ("relay_port: {a: 1}", "1:13: relay_port: must be one value, not a section"),
+        ("relay_port: [1]", '1:13: relay_port: must be one value, not a list; write it without "[" and "-"'),
+        (
+            "relay_port: {a: 1}",
+            '1:13: relay_port: must be one value, not a section; no "key: value" belongs here',
+        ),
         ("relay_port:", "1:12: relay_port: has no value; write one, or remove the line"),
         (
             "relay_port: 8080",
@@ -306,7 +309,7 @@ LIST = 'must be a list, with lines that begin with "- "'
             '1:15: bind_address: "eth0" is not an IP address; write one of this machine, such as 127.0.0.1',
         ),
         ("allowed_origins: '*'", f"1:18: allowed_origins: {LIST}"),
-        ("allowed_origins:", f"1:17: allowed_origins: {LIST}"),
+        ("allowed_origins:", "1:17: allowed_origins: has no value; write a list, or remove the line"),
         (
             "allowed_origins: ['*', 'https://a/b']",
             '1:24: allowed_origins[1]: "https://a/b" is not an origin, which ends before the path; write '
@@ -346,6 +349,37 @@ def test_a_port_may_be_shared_on_different_addresses() -> None:
     parse_relay_config(b"{metrics_port: 9545, metrics_enabled: false}", "r.yaml")
 
 
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("log", "log_format, log_level, log_connections or log_routing"),
+        ("ssl", "tls"),
+        ("port", "relay_port, health_port or metrics_port"),
+        ("listen", "bind_address, health_bind or metrics_bind"),
+        ("host", "bind_address, health_bind or metrics_bind"),
+        ("cert", "tls.cert_file"),
+        ("ssl_certificate", "tls.cert_file"),
+        ("private_key", "tls.key_file"),
+        ("keys", "auth.keys_file"),
+        ("timeout", "connection_timeout"),
+        ("name", "server_name"),
+        ("websocket_port", "relay_port"),
+        ("Buffer-Size", "read_buffer_size or write_buffer_size"),
+        ("device_bytes", "limits.device_bytes_per_second"),
+    ],
+)
+def test_words_of_other_programs_are_understood(key: str, meant: str) -> None:
+    assert problems(f"region: eu\n{key}: 1\n") == [f"r.yaml:2:1: {key}: unknown key; did you mean {meant}?"]
+
+
+def test_a_section_knows_its_own_keys_first() -> None:
+    lines = problems("tls: {certificate: /a, key: /b}")
+    assert [line for line in lines if "unknown" in line] == [
+        "r.yaml:1:7: tls.certificate: unknown key; did you mean cert_file?",
+        "r.yaml:1:24: tls.key: unknown key; did you mean key_file?",
+    ]
+
+
 def test_all_mistakes_at_once_by_position() -> None:
     content = (
         GUIDE.replace("9545", "abc")
@@ -365,7 +399,7 @@ def test_all_mistakes_at_once_by_position() -> None:
 def test_many_mistakes_are_counted() -> None:
     lines = problems("".join(f"a{i}: 1\n" for i in range(60)))
     assert len(lines) == 51
-    assert lines[0].startswith("r.yaml:1:1: a0: unknown key; known here are region, server_name, ")
+    assert lines[0].startswith("r.yaml:1:1: a0: unknown key; remove it, or see docs/configuration.md")
     assert lines[-1] == "r.yaml: and 10 more"
 
 

@@ -62,8 +62,8 @@ def test_whole_refuses_what_is_out_of_range(value: str) -> None:
     ("value", "words"),
     [
         (None, "has no value; write one"),
-        ([], "must be one value, not a list"),
-        ({}, "must be one value, not a section"),
+        ([], 'must be one value, not a list; write it without "[" and "-"'),
+        ({}, 'must be one value, not a section; no "key: value" belongs here'),
         ("a\nb", "goes over more than one line; write it in one"),
         (
             "a\tb",

@@ -56,14 +56,23 @@ NO_ALIAS = 'anchors (&) and aliases (*) are not supported; a text with "*" needs
         (b"a: 1\nb: \xff", f"f.yaml:2:4: {NOT_UTF8}"),
         ("a: 1".encode("utf-16"), f"f.yaml:1:1: {NOT_UTF8}"),
         (b"a: 1\nb: \x01", "f.yaml:2:4: a character that cannot be seen (U+0001) stands here; remove it"),
-        (b"- a\n", 'f.yaml:1:1: not a configuration: it must be made of lines such as "key: value"'),
-        (b"a:1\n", 'f.yaml:1:1: not a configuration: it must be made of lines such as "key: value"'),
+        (
+            b"- a\n",
+            'f.yaml:1:1: not a configuration: it must be made of lines such as "key: value", with a space '
+            'behind the ":"',
+        ),
+        (
+            b"a:1\n",
+            'f.yaml:1:1: not a configuration: it must be made of lines such as "key: value", with a space '
+            'behind the ":"',
+        ),
         (b"a: 1\n\tb: 2\n", "f.yaml:2:1: a tab stands where YAML allows only spaces; replace it by spaces"),
         (b"a:\n\tb: 2\n", "f.yaml:2:1: a tab stands where YAML allows only spaces; replace it by spaces"),
         (b"a: @x\n", "f.yaml:1:4: no value can begin with this character; put the value in quotes"),
         (
             b"a: b: c\n",
-            'f.yaml:1:5: a ":" is not expected here; check the indentation, or put the value in quotes',
+            'f.yaml:1:5: a ":" is not expected here; check the indentation and, in the line above, the space '
+            'behind the ":", or put the value in quotes',
         ),
         (b"a: b\nfoo\nc: d\n", 'f.yaml:2:1: this line has no ":" with a space behind it'),
         (b'a: b\nid:"desktop"\n', 'f.yaml:2:1: this line has no ":" with a space behind it'),

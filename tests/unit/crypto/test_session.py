@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from reference import messages
 from shadowmesh.crypto.session import COUNTER_LIMIT, OVERHEAD, WINDOW, Opener, ReplayWindow, Sealer
@@ -139,3 +141,16 @@ def test_directions_do_not_open_each_other() -> None:
     with pytest.raises(SealedError):
         open_(Opener(second), sealed)
     assert open_(Opener(first), sealed) == b"text"
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(0, 3 * WINDOW), max_size=60), st.integers(0, 300))
+def test_missing_counts_what_a_set_would(counters: list[int], run: int) -> None:
+    window = ReplayWindow()
+    seen: set[int] = set()
+    for counter in [*counters, *range(run)]:
+        if window.accept(counter):
+            seen.add(counter)
+    end = max(seen, default=-1) + 1
+    recent = range(max(0, end - WINDOW), end)
+    assert window.missing() == (len(set(recent) - seen), len(recent))

@@ -1,86 +1,361 @@
-"""The local API: what /health and /status answer, and to whom."""
+"""The local API: what it answers, and to whom not. A hostile page gets nothing by any path."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import json
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
 
 import httpx
 import pytest
+from openapi_spec_validator import validate
 
-from shadowmesh.daemon.api import create_api
+from shadowmesh.config import ClientConfig
+from shadowmesh.config.address import HostPort
+from shadowmesh.config.client import DaemonConfig
+from shadowmesh.daemon.api import MAX_BODY, create_api, serve_api
+from shadowmesh.daemon.control import Control
+from shadowmesh.daemon.openapi import DESCRIPTION
+from shadowmesh.daemon.ping import UnknownPeer
+from shadowmesh.daemon.token import Token
+from shadowmesh.errors import ConfigError, StartError
+from shadowmesh.testing.websocket import drive
 
-FACTS: dict[str, Any] = {
-    "status": "connected",
-    "reason": "",
-    "uptime": 1.5,
-    "version": "1",
-    "peers": [{"name": "b"}],
-}
-
-
-def get(path: str, host: str = "127.0.0.1:9090", method: str = "GET", **changes: Any) -> httpx.Response:
-    async def request() -> httpx.Response:
-        transport = httpx.ASGITransport(create_api(lambda: FACTS | changes))
-        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:9090") as client:
-            return await client.request(method, path, headers={"Host": host})
-
-    return asyncio.run(request())
+GETS = ["/health", "/status", "/peers", "/metrics", "/openapi.json"]
+POSTS = ["/connect", "/disconnect", "/reload", "/trust", "/ping"]
+BODIES: dict[str, dict[str, object]] = {"/trust": {"ip": "10.10.10.2"}, "/ping": {"peer": "b"}}
+HEALTH = {"status": "connected", "reason": "", "uptime": 1.5, "version": "1"}
 
 
-def test_status() -> None:
-    response = get("/status")
-    assert response.status_code == 200
-    assert response.json() == FACTS
+class FakeReport:
+    """Facts made up."""
+
+    def __init__(self) -> None:
+        self.facts: dict[str, Any] = dict(HEALTH)
+
+    def health(self) -> dict[str, Any]:
+        return self.facts
+
+    def status(self) -> dict[str, Any]:
+        return {**self.facts, "peers": self.peers()}
+
+    def peers(self) -> list[dict[str, Any]]:
+        return [{"name": "b"}]
 
 
-def test_health_of_a_connected_daemon() -> None:
-    response = get("/health")
-    assert response.status_code == 200
-    assert response.json() == {"status": "connected", "reason": "", "uptime": 1.5, "version": "1"}
+class FakeControl:
+    """Notes what it is asked to do."""
+
+    def __init__(self) -> None:
+        self.report = FakeReport()
+        self.asked: list[object] = []
+
+    def connect(self) -> None:
+        self.asked.append("connect")
+
+    async def disconnect(self) -> None:
+        self.asked.append("disconnect")
+
+    def reload(self) -> dict[str, Any]:
+        self.asked.append("reload")
+        return {"applied": ["relay.server"], "refused": [], "warnings": []}
+
+    def trust(self, ip: str, fingerprint: str) -> dict[str, Any]:
+        self.asked.append(("trust", ip, fingerprint))
+        return {"ip": ip, "fingerprint": fingerprint, "before": ""}
+
+    async def ping(self, peer: str, count: int) -> dict[str, Any]:
+        self.asked.append(("ping", peer, count))
+        if peer == "nobody":
+            raise UnknownPeer("nobody is nobody")
+        return {"peer": peer, "rtt_ms": [1.0] * count}
 
 
-@pytest.mark.parametrize("status", ["connecting", "joining", "waiting"])
-def test_health_without_a_relay(status: str) -> None:
-    response = get("/health", status=status, reason="the relay restarts")
-    assert response.status_code == 503
-    assert response.json()["reason"] == "the relay restarts"
+class Api:
+    """The API of a daemon that does nothing but note what it is asked."""
+
+    def __init__(self, token: Token) -> None:
+        self.control = FakeControl()
+        self.secret = Path(token.path).read_text().strip() if not token.trouble else ""
+        self._app = create_api(cast(Control, self.control), token)
+
+    def ask(
+        self, method: str, path: str, headers: dict[str, str] | None = None, body: bytes = b""
+    ) -> httpx.Response:
+        async def request() -> httpx.Response:
+            transport = httpx.ASGITransport(self._app)
+            async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:9090") as client:
+                return await client.request(method, path, headers=headers, content=body)
+
+        return asyncio.run(request())
+
+    def post(self, path: str, body: object = None, **headers: str) -> httpx.Response:
+        """As the operator's program does it."""
+        fields = {"Content-Type": "application/json", "Authorization": f"Bearer {self.secret}"}
+        fields |= {name.replace("_", "-"): value for name, value in headers.items()}
+        content = body if isinstance(body, bytes) else json.dumps(body).encode() if body is not None else b""
+        return self.ask("POST", path, {name: value for name, value in fields.items() if value}, content)
 
 
-@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:9090", "[::1]:9090", "192.168.1.5", "[fd00::1]:1"])
-def test_hosts_that_no_page_can_point_here(host: str) -> None:
-    assert get("/status", host).status_code == 200
+@pytest.fixture
+def api(tmp_path: Path) -> Iterator[Api]:
+    token = Token(str(tmp_path / "api.token"))
+    yield Api(token)
+    token.close()
+
+
+# -- what it answers
+
+
+def test_status_and_peers(api: Api) -> None:
+    assert api.ask("GET", "/status").json() == HEALTH | {"peers": [{"name": "b"}]}
+    assert api.ask("GET", "/peers").json() == {"peers": [{"name": "b"}]}
+
+
+@pytest.mark.parametrize("status", ["connecting", "joining", "waiting", "down"])
+def test_health_says_by_its_status_whether_there_is_a_relay(api: Api, status: str) -> None:
+    assert (api.ask("GET", "/health").status_code, api.ask("GET", "/health").json()) == (200, HEALTH)
+    api.control.report.facts.update(status=status, reason="the relay restarts")
+    response = api.ask("GET", "/health")
+    assert (response.status_code, response.json()["reason"]) == (503, "the relay restarts")
+
+
+def test_answers_are_for_people_too(api: Api) -> None:
+    response = api.ask("GET", "/health")
+    assert response.text == (
+        '{\n  "status": "connected",\n  "reason": "",\n  "uptime": 1.5,\n  "version": "1"\n}\n'
+    )
+    assert response.headers["content-type"] == "application/json"
+    assert response.headers["cache-control"] == "no-store"
+
+
+def test_what_the_operator_asks_for_is_done(api: Api) -> None:
+    assert api.post("/connect").json() == HEALTH
+    assert api.post("/disconnect", {}).json() == HEALTH
+    assert api.post("/reload", {}).json()["applied"] == ["relay.server"]
+    assert api.post("/trust", {"ip": "10.10.10.2"}).json()["ip"] == "10.10.10.2"
+    assert api.post("/trust", {"ip": "10.10.10.2", "fingerprint": "a"}).json()["fingerprint"] == "a"
+    assert api.post("/ping", {"peer": "b", "count": 3}).json()["rtt_ms"] == [1.0] * 3
+    assert api.control.asked == [
+        *("connect", "disconnect", "reload"),
+        *(("trust", "10.10.10.2", ""), ("trust", "10.10.10.2", "a"), ("ping", "b", 3)),
+    ]
+
+
+def test_what_cannot_be_done_is_said(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    response = api.post("/ping", {"peer": "nobody"})
+    assert (response.status_code, response.json()) == (404, {"error": "nobody is nobody"})
+
+    def refuse() -> dict[str, Any]:
+        raise ConfigError(["f.yaml:1:1: relay: is missing", "f.yaml:2:1: x: unknown key"])
+
+    monkeypatch.setattr(api.control, "reload", refuse)
+    response = api.post("/reload")
+    assert response.status_code == 409
+    assert response.json() == {
+        "error": "the configuration has mistakes",
+        "problems": ["f.yaml:1:1: relay: is missing", "f.yaml:2:1: x: unknown key"],
+    }
+
+
+@pytest.mark.parametrize("path", ["/", "/status/", "/STATUS", "//status", "/favicon.ico"])
+def test_an_unknown_path_lists_the_known_ones(api: Api, path: str) -> None:
+    response = api.ask("GET", path)
+    assert (response.status_code, response.json()) == (
+        404,
+        {"error": "no such path", "paths": [*GETS, *POSTS]},
+    )
+
+
+@pytest.mark.parametrize("path", [*GETS, *POSTS])
+def test_another_method_names_the_right_one(api: Api, path: str) -> None:
+    right = "GET, HEAD" if path in GETS else "POST"
+    for method in {"GET", "POST", "PUT", "DELETE", "OPTIONS"} - set(right.split(", ")):
+        response = api.ask(method, path)
+        assert (response.status_code, response.headers["allow"]) == (405, right)
+        assert response.json() == {"error": f"{path} is for {right.partition(',')[0]}"}
+    assert not api.control.asked
+
+
+# -- a hostile page
+
+
+FOREIGN_HOSTS = [
+    *("evil.example", "evil.example:9090", "127.0.0.1.evil.example", "localhost.evil.example"),
+    *("127.0.0.1@evil.example", "evil.example@127.0.0.1", "127.1", "2130706433", "0.0.0.0", "[::1]:9090"),
+    *("192.168.1.5", "", "[::1", "[evil]", "a b", "127.0.0.1/x", "127.0.0.1#evil", "localhost."),
+]
+
+
+@pytest.mark.parametrize("path", [*GETS, *POSTS, "/", "/nothing"])
+def test_a_foreign_host_is_refused_on_every_path(api: Api, path: str) -> None:
+    token = {"Content-Type": "application/json", "Authorization": f"Bearer {api.secret}"}
+    for host in FOREIGN_HOSTS:
+        for method in ("GET", "POST"):
+            body = json.dumps(BODIES.get(path, {})).encode()
+            response = api.ask(method, path, token | {"Host": host}, body)
+            assert response.status_code == 403, host
+            assert "this Host is not served here" in response.json()["error"]
+    assert not api.control.asked
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:9090", "127.0.0.1", "127.0.0.1:8080"])
+def test_own_hosts_are_served(api: Api, host: str) -> None:
+    assert api.ask("GET", "/status", {"Host": host}).status_code == 200
+
+
+@pytest.mark.parametrize("path", [*GETS, *POSTS, "/", "/nothing"])
+@pytest.mark.parametrize(
+    "foreign",
+    [
+        {"Origin": "https://evil.example"},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:9091"},
+        {"Origin": "https://127.0.0.1:9090"},
+        {"Origin": "http://127.0.0.1:9090.evil.example"},
+        {"Origin": ""},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+    ],
+    ids=str,
+)
+def test_another_origin_is_refused_on_every_path(api: Api, path: str, foreign: dict[str, str]) -> None:
+    """Also with the token: a page that has it must be shown to be one."""
+    token = {"Content-Type": "application/json", "Authorization": f"Bearer {api.secret}"}
+    for method in ("GET", "POST", "OPTIONS"):
+        response = api.ask(method, path, token | foreign, json.dumps(BODIES.get(path, {})).encode())
+        assert response.status_code == 403
+        assert not [name for name in response.headers if name.startswith("access-control")]
+    assert not api.control.asked
+
+
+def test_the_own_origin_may_ask(api: Api) -> None:
+    own = {"Origin": "http://127.0.0.1:9090", "Sec-Fetch-Site": "same-origin"}
+    assert api.ask("GET", "/status", own).status_code == 200
+    assert api.ask("GET", "/status", {"Sec-Fetch-Site": "none"}).status_code == 200
+
+
+@pytest.mark.parametrize("path", POSTS)
+def test_a_form_changes_nothing(api: Api, path: str) -> None:
+    """What a page can send without asking first (fetch.spec, "CORS-safelisted request-header")."""
+    for kind in ("application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/plain", ""):
+        for body in (b"ip=10.10.10.2&peer=b", json.dumps(BODIES.get(path, {})).encode()):
+            response = api.post(path, body, Content_Type=kind)
+            assert (response.status_code, "application/json" in response.text) == (415, True)
+    assert not api.control.asked
+
+
+@pytest.mark.parametrize("path", POSTS)
+def test_without_the_token_nothing_changes(api: Api, path: str) -> None:
+    wrong = ["", "Bearer", "Bearer ", "Bearer x", f"Basic {api.secret}", api.secret, f"Bearer {api.secret}x"]
+    wrong += [f"Bearer {api.secret[:-1]}", f"Bearer {api.secret.upper()}"]
+    for authorization in wrong:
+        response = api.post(path, BODIES.get(path), Authorization=authorization)
+        assert response.status_code == 401, authorization
+        assert response.headers["www-authenticate"] == "Bearer"
+        assert api.secret not in response.text
+        assert "api.token" in response.json()["error"]
+    assert not api.control.asked
+
+
+def test_without_a_token_file_nothing_changes(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    api = Api(Token(str(tmp_path / "file" / "api.token")))
+    for authorization in ("Bearer ", "Bearer None", ""):
+        response = api.post("/connect", Authorization=authorization)
+        assert (response.status_code, "daemon.token_file" in response.text) == (503, True)
+    assert not api.control.asked
 
 
 @pytest.mark.parametrize(
-    "host",
+    ("path", "body", "error"),
     [
-        "evil.example",
-        "evil.example:9090",
-        "127.0.0.1.evil.example",
-        "localhost.evil.example",
-        "127.0.0.1@evil.example",
-        "127.1",
-        "",
-        "[::1",
-        "[evil]",
-        "a b",
+        ("/connect", b"[]", "the body is not a JSON object"),
+        ("/connect", b"{", "the body is not a JSON object"),
+        ("/connect", b"[" * 4000, "the body is not a JSON object"),
+        ("/connect", b"\xff", "the body is not a JSON object"),
+        ("/connect", b'{"now": true}', "unknown field in the body: 'now'"),
+        ("/trust", b"{}", "the body lacks 'ip', a string"),
+        ("/trust", b'{"ip": 1}', "the body lacks 'ip', a string"),
+        ("/ping", b'{"peer": "b", "count": 0}', "count is not a number from 1 to 20"),
+        ("/ping", b'{"peer": "b", "count": 21}', "count is not a number from 1 to 20"),
+        ("/ping", b'{"peer": "b", "count": true}', "count is not a number from 1 to 20"),
+        ("/ping", b'{"peer": ""}', "the body lacks 'peer', a string"),
     ],
 )
-@pytest.mark.parametrize("path", ["/status", "/health"])
-def test_a_foreign_host_is_refused(path: str, host: str) -> None:
-    response = get(path, host)
-    assert response.status_code == 403
-    assert response.json() == {"error": "this Host is not served here"}
+def test_a_bad_body_is_named(api: Api, path: str, body: bytes, error: str) -> None:
+    response = api.post(path, body)
+    assert (response.status_code, response.json()) == (400, {"error": error})
+    assert not api.control.asked
 
 
-def test_nothing_else_is_served() -> None:
-    assert get("/").status_code == 404
-    assert get("/status", method="POST").status_code == 405
+def test_a_body_has_a_bound(api: Api) -> None:
+    fits = b"{" + b" " * (MAX_BODY - 2) + b"}"
+    assert api.post("/connect", fits).status_code == 200
+    assert api.post("/connect", fits + b" ").status_code == 413
 
 
-def test_answers_are_for_people_too() -> None:
-    assert get("/health").text == (
-        '{\n  "status": "connected",\n  "reason": "",\n  "uptime": 1.5,\n  "version": "1"\n}\n'
+# -- its description
+
+
+def test_the_description_is_openapi(api: Api) -> None:
+    description = api.ask("GET", "/openapi.json").json()
+    validate(description)
+    assert description == DESCRIPTION
+
+
+def test_the_description_has_every_path(api: Api) -> None:
+    described = {path: set(item) for path, item in DESCRIPTION["paths"].items()}
+    assert described == {path: {"get"} for path in GETS} | {path: {"post"} for path in POSTS}
+    for path in POSTS:
+        assert DESCRIPTION["paths"][path]["post"]["security"] == [{"token": []}]
+
+
+# -- its port
+
+
+def config(tmp_path: Path, host: str, port: int) -> DaemonConfig:
+    return DaemonConfig.model_construct(
+        listen_address=HostPort(host, port), token_file=str(tmp_path / "api.token")
     )
-    assert get("/status").headers["content-type"] == "application/json"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::1", "::", "localhost"])
+def test_it_is_served_under_the_address_that_was_asked(tmp_path: Path, host: str) -> None:
+    """By a real server, on one address and on all."""
+
+    async def main() -> None:
+        api = await serve_api(cast(Control, FakeControl()), config(tmp_path, host, 0))
+        ip = "[::1]" if ":" in host else "127.0.0.1"
+        async with httpx.AsyncClient(trust_env=False) as client:
+            base = f"http://{ip}:{api.server.port}"
+            assert (await client.get(f"{base}/health")).status_code == 200
+            for foreign in ("evil.example", "127.0.0.2", "[::2]"):
+                answer = await client.get(f"{base}/health", headers={"Host": foreign})
+                assert answer.status_code == 403
+        await api.close()
+        assert not (tmp_path / "api.token").exists()
+
+    drive(main)
+
+
+def test_a_port_that_is_taken_names_both_remedies(tmp_path: Path) -> None:
+    async def main() -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            port = listener.getsockname()[1]
+            with pytest.raises(StartError) as raised:
+                await serve_api(cast(Control, FakeControl()), config(tmp_path, "127.0.0.1", port))
+        text = str(raised.value)
+        assert f"daemon.listen_address {port} on 127.0.0.1: another program has this port" in text
+        assert "daemon.listen_address, such as 127.0.0.1:9091" in text
+        assert "its metrics_port" in text
+        assert not (tmp_path / "api.token").exists()
+
+    drive(main)
+
+
+def test_the_configuration_names_the_token_file() -> None:
+    assert "token_file" in ClientConfig.model_fields["daemon"].annotation.model_fields  # type: ignore[union-attr]

@@ -59,7 +59,11 @@ def settings(
 ) -> ClientConfig:
     """The guide's configuration for 10.10.10.<number>, with its own state directory `path`."""
     text = guide.client_config(ip=f"10.10.10.{number}/24", key=KEY, peer_id=name, server=relay)
-    daemon = {"listen_address": f"127.0.0.1:{port}", "state_directory": str(path / name)}
+    daemon = {
+        "listen_address": f"127.0.0.1:{port}",
+        "state_directory": str(path / name),
+        "token_file": str(path / f"{name}.token"),
+    }
     file = path / f"{name}.yaml"
     file.write_text(guide.merged(text, {"daemon": daemon} | more))
     file.chmod(0o600)
@@ -161,6 +165,30 @@ def test_two_daemons_meet(tmp_path: Path, log: io.StringIO) -> None:
     text = log.getvalue()
     assert "connected to the relay" in text
     assert not [secret for secret in (KEY, *seeds) if secret in text]
+
+
+def test_a_name_with_two_addresses_is_shown_as_two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    getaddrinfo = socket.getaddrinfo
+
+    def look_up(host: Any, *args: Any, **options: Any) -> Any:
+        if host != "relay.example":
+            return getaddrinfo(host, *args, **options)
+        return [*getaddrinfo("127.0.0.3", *args, **options), *getaddrinfo("127.0.0.2", *args, **options)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+
+    async def main() -> None:
+        async with running_relay(address="0.0.0.0") as relay:
+            url = f"ws://relay.example:{relay.port}"
+            async with running(settings(tmp_path, free_port(), relay=url)) as one:
+
+                def relays() -> list[tuple[str, str]]:
+                    return sorted((each["state"], each["address"]) for each in one.daemon.status()["relays"])
+
+                await until(lambda: [state for state, _ in relays()] == ["connected", "standby"])
+                assert {address for _, address in relays()} == {"127.0.0.2", "127.0.0.3"}
+
+    drive(main)
 
 
 def test_the_same_ip_twice_is_named(tmp_path: Path, log: io.StringIO) -> None:
@@ -290,7 +318,7 @@ def test_peers_are_remembered_in_one_go(tmp_path: Path, monkeypatch: pytest.Monk
     async def main() -> None:
         async with running(settings(tmp_path, free_port())) as one:
             for number in range(20):
-                one.daemon._trust.remember(bytes([10, 10, 10, number]), b"k" * 32)
+                one.daemon._networks[0].trust.remember(bytes([10, 10, 10, number]), b"k" * 32)
                 one.daemon._on_event("identity_new", ip=bytes([10, 10, 10, number]))
             await until(lambda: writes)
             one.daemon._on_event("identity_new", ip=bytes([10, 10, 10, 1]))

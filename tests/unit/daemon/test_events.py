@@ -53,7 +53,7 @@ def events(log: Log, clock: Clock) -> Events:
 
 def test_every_event_of_the_mesh_and_the_link_is_known() -> None:
     source = Path(shadowmesh.__file__).parent
-    files = [*(source / "mesh").glob("*.py"), source / "daemon" / "link.py", source / "daemon" / "engine.py"]
+    files = [*(source / "mesh").glob("*.py"), *(source / "daemon").glob("[el]*.py")]
     names = {name for file in files for name in re.findall(r'event\(\s*"([a-z_]+)"', file.read_text("utf-8"))}
     assert names == events_module._EVENTS.keys() | {"tun_lost"}  # that one ends the daemon
 

@@ -11,6 +11,7 @@ import pytest
 
 from shadowmesh.crypto.keys import fingerprint
 from shadowmesh.mesh import mesh as engine
+from shadowmesh.mesh.routes import MAX_FLOWS
 from shadowmesh.mesh.trust import Trust
 from shadowmesh.testing.memory import MemoryMesh, Node, met, packet, with_ips
 from shadowmesh.wire import record
@@ -96,9 +97,9 @@ def test_flows_are_found_anew_when_a_peer_is_met_or_lost() -> None:
 
 def test_the_flow_table_is_bounded() -> None:
     (a,) = (MemoryMesh(0).add("a", "10.0.0.1/8"),)
-    for i in range(2, engine.MAX_FLOWS + 100):
+    for i in range(2, MAX_FLOWS + 100):
         assert a.mesh.flow(a.ip() + (0x0A000000 + i).to_bytes(4)) is not None
-        assert len(a.mesh._flows) <= engine.MAX_FLOWS
+        assert len(a.mesh._flows) <= MAX_FLOWS
 
 
 # -- what is accepted
@@ -189,9 +190,9 @@ def test_the_cache_of_accepted_flows_is_bounded() -> None:
     b = mesh.add("b", "10.10.10.2/24")
     mesh.meet(b, a)
     session = a.session(b)
-    for i in range(engine.MAX_FLOWS + 50):
+    for i in range(MAX_FLOWS + 50):
         assert a.mesh._accept(session, (0x0A000000 + i).to_bytes(4) + a.ip())
-        assert len(session.accepted) <= engine.MAX_FLOWS
+        assert len(session.accepted) <= MAX_FLOWS
 
 
 # -- V

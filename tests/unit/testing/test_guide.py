@@ -51,6 +51,12 @@ a: 1
 ```
 no language
 ```
+
+    indented
+
+      more
+
+and text.
 """
 
 
@@ -59,6 +65,7 @@ def test_blocks_have_the_headings_above_them() -> None:
         ("", "sh", "before any section\n"),
         ("One / A", "yaml", "# not a heading\na: 1\n"),
         ("Two", "", "no language\n"),
+        ("Two", "", "indented\n\n  more\n"),
     ]
 
 

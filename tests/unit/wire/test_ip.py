@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from ipaddress import ip_address
 
 import pytest
@@ -201,3 +202,58 @@ def test_silent_about_what_is_no_packet() -> None:
     bad_header[0] = 0x44
     for packet in (b"", b"\x45" * 19, b"\x60" * 39, bytes(60), bytes(bad_header)):
         assert ip.unreachable(packet, Unreachable.NO_ROUTE) is None
+
+
+def test_connections_are_told_apart_by_addresses_protocol_and_ports() -> None:
+    packets = [
+        make(source, destination, b"x")
+        for make in (tcp_packet, udp_packet)
+        for source, destination in ((A4, B4), (B4, A4), (A6, B6), (B6, A6))
+    ]
+    packets += [ip_packet(A4, B4, ICMP, bytes(8)), ip_packet(A6, B6, ICMPV6, bytes(8))]
+    other_port = bytearray(packets[0])
+    other_port[20] ^= 1
+    packets.append(bytes(other_port))
+    assert len({ip.connection_key(packet, 0) for packet in packets}) == len(packets)
+    for packet in packets:
+        assert ip.connection_key(b"???" + packet, 3) == ip.connection_key(packet, 0)
+
+
+def test_later_fragments_and_icmp_have_no_ports() -> None:
+    packet = bytearray(udp_packet(A4, B4, b"x" * 100))
+    packet[6:8] = b"\x20\x01"
+    key = ip.connection_key(packet, 0)
+    packet[20:24] = b"abcd"
+    assert ip.connection_key(packet, 0) == key
+    echo = ip_packet(A4, B4, ICMP, bytes(8))
+    assert len(ip.connection_key(echo, 0)) == 9
+
+
+@pytest.mark.parametrize("make", [tcp_packet, udp_packet])
+@pytest.mark.parametrize(("source", "destination"), [(A4, B4), (A6, B6)])
+def test_congestion_is_marked_where_ecn_is_known(
+    make: Callable[[str, str, bytes], bytes], source: str, destination: str
+) -> None:
+    for ecn, marked in ((0, False), (1, True), (2, True), (3, True)):
+        packet = bytearray(make(source, destination, b"data"))
+        if ":" in source:
+            packet[1] |= ecn << 4
+        else:
+            packet[1] |= ecn
+            packet[10:12] = bytes(2)
+            packet[10:12] = ip.checksum(packet[:20]).to_bytes(2)
+        before = bytes(packet)
+        assert ip.mark_congestion(packet) is marked
+        assert is_valid(bytes(packet))
+        assert (packet == before) is (ecn in (0, 3))
+        shift = 4 if ":" in source else 0
+        assert packet[1] >> shift & 3 == (3 if marked else 0)
+
+
+def test_a_marked_header_has_the_checksum_of_a_new_one() -> None:
+    for number in range(0x10000):
+        packet = bytearray(b"\x45\x02" + bytes(2) + number.to_bytes(2) + bytes(14))
+        packet[10:12] = ip.checksum(packet).to_bytes(2)
+        ip.mark_congestion(packet)
+        seen, packet[10:12] = bytes(packet[10:12]), bytes(2)
+        assert seen == ip.checksum(packet).to_bytes(2)

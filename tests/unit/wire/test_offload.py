@@ -253,6 +253,16 @@ def test_too_many_segments_are_split(
     assert len(cut) == 301
 
 
+@pytest.mark.parametrize(("most", "pieces"), [(1, 31), (999, 31), (1000, 31), (10_000, 4), (1 << 20, 1)])
+def test_pieces_are_as_small_as_asked_for(most: int, pieces: int) -> None:
+    record = unfinished(tcp_packet(A4, B4, bytes(range(250)) * 121), 1000)
+    assert offload.from_tun(memoryview(record)) == offload.KIND_OFFLOAD
+    found = offload.split(memoryview(record), most)
+    assert len(found) == pieces
+    cut = [packet for _, body in found for packet in offload.segment(memoryview(bytearray(body)))]
+    assert cut == offload.segment(memoryview(record))
+
+
 def test_last_piece_of_one_segment_has_nothing_to_cut() -> None:
     record = unfinished(tcp_packet(A4, B4, bytes(128 * 10 + 3), flags=ACK | CWR), 10, ecn=True)
     first, last = (body for _, body in offload.split(memoryview(record)))
@@ -274,6 +284,19 @@ def test_gso_that_no_peer_accepts_is_cut_here() -> None:
         plain[6] = 6
         assert is_valid(bytes(plain))
     assert finished[68:] == PAYLOAD
+
+
+@pytest.mark.parametrize("make", [tcp_packet, udp_packet])
+def test_gso_within_a_packet_that_looks_the_same_is_cut_here(make: Callable[..., bytes]) -> None:
+    """A peer would cut by the outer header, which the kernel does not mean."""
+    inner = make(A4, B4, PAYLOAD)
+    record = unfinished(make(A4, B4, inner), 1000)
+    headers = HEADER.unpack_from(record)[2]
+    record = with_header(record, start=headers + 20, hdr_len=2 * headers)
+    assert offload.from_tun(memoryview(record)) == offload.KIND_SPLIT
+    pieces = offload.split(memoryview(record))
+    assert pieces == [(offload.KIND_PACKET, packet) for packet in offload.segment(memoryview(record))]
+    assert b"".join(body[2 * headers :] for _, body in pieces) == PAYLOAD
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""How long the link waits, and how it says why; what it does on the wire is in tests/net/test_link.py."""
+"""How long the link waits before it dials again; that it does is in tests/net/test_link.py."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 
-from shadowmesh.daemon.link import Backoff
+from shadowmesh.daemon.backoff import LATER_AFTER, Backoff
 
 LOST = [None, 1000, 1001, 1008, 1009, 1012, 1013, 4002]
 REFUSED = [4001, 4003, 4005]
@@ -21,8 +21,10 @@ def longest() -> Backoff:
 def test_after_a_loss(code: int | None) -> None:
     backoff = longest()
     waits = [backoff.next(code) for _ in range(30)]
-    assert waits[:6] == pytest.approx([0.2, 0.4, 0.8, 1.6, 3.2, 6.4])
-    assert set(waits[6:]) == {10.0}
+    assert waits[:4] == pytest.approx([0.2, 0.4, 0.8, 1.6])
+    assert set(waits[4:]) == {2.0}
+    assert backoff.next(code, LATER_AFTER - 0.1) == 2.0
+    assert backoff.next(code, LATER_AFTER) == 30.0
 
 
 @pytest.mark.parametrize("code", REFUSED)
@@ -61,7 +63,7 @@ def test_losses_and_refusals_are_counted_apart() -> None:
     assert backoff.next(4003) == 30
     assert backoff.next(4004) == 60
     assert backoff.next(4003) == 60
-    assert backoff.next(None) == 10
+    assert backoff.next(None) == 2
 
 
 def test_a_good_connection_starts_anew() -> None:
