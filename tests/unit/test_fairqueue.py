@@ -171,3 +171,29 @@ def test_clear_gives_back_what_waits() -> None:
     assert (len(queue), queue.bytes, queue.pop(inf)) == (0, 0, None)
     queue.fill("a", 1)
     assert queue.pop(0.0) == ("a", 0)
+
+
+def test_a_new_flow_that_is_empty_waits_among_the_old_ones() -> None:
+    queue = Queue()
+    queue.fill("bulk", 100, size=QUANTUM // 6)
+    queue.taken(7)  # its second turn has begun
+    queue.fill("pulse", 1)
+    assert [flow for flow, _ in queue.taken(2)] == ["pulse", "bulk"]
+    queue.fill("pulse", 1, first=1)
+    assert queue.taken(1)[0][0] == "bulk"
+
+
+def test_the_drop_rate_of_long_ago_is_worth_nothing() -> None:
+    queue = Queue()
+    standing(queue, 2.0)
+    flow = next(iter(queue._flows.values()))
+    assert flow.count - flow.last_count > 1
+    while queue.pop(2.0) is not None:
+        pass
+    assert not flow.dropping
+    queue.fill("a", 100, 10.0)
+    now = 10.1
+    while not flow.dropping:
+        queue.pop(now)
+        now += 0.01
+    assert flow.count == 1

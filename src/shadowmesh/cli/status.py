@@ -6,6 +6,7 @@ Exit status: 0 well, 1 trouble, 2 wrong usage.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from typing import Any
@@ -99,7 +100,12 @@ def ping(peer: str, count: int, as_json: bool, api: str | None, token_file: str 
 
 @click.command()
 @click.option(
-    "-n", "--interval", type=click.FloatRange(0.2), default=2.0, show_default=True, help="Seconds in between."
+    "-n",
+    "--interval",
+    type=click.FloatRange(0.2, 86400),
+    default=2.0,
+    show_default=True,
+    help="Seconds in between.",
 )
 @click.option("--times", type=click.IntRange(1), help="End after so many; default: Ctrl-C.")
 @connection
@@ -108,6 +114,8 @@ def watch(interval: float, times: int | None, as_json: bool, api: str | None, to
 
     With --json one line each time. A daemon that restarts meanwhile is waited for.
     """
+    if math.isnan(interval):
+        raise click.BadParameter("nan is no number of seconds", param_hint="--interval")
     daemon = LocalDaemon(api, token_file)
     shown = 0
     try:

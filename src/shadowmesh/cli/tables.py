@@ -54,9 +54,10 @@ def status(facts: dict[str, Any]) -> RenderableType:
         ("peers", f"{there} connected" + (f", {len(peers) - there} not" if there < len(peers) else "")),
         ("packets", f"{facts['packets_in']} from peers, {facts['packets_out']} to peers"),
     ]
-    if facts["drops"]:
-        drops = sorted(facts["drops"].items(), key=lambda each: -each[1])
-        rows.append(("drops", ", ".join(f"{count} {reason}" for reason, count in drops)))
+    not_taken = sum(relay["dropped"] for relay in facts["relays"])
+    drops = sorted(facts["drops"].items(), key=lambda each: -each[1])
+    if lost := [*drops, *([("not taken by a relay", not_taken)] if not_taken else ())]:
+        rows.append(("drops", ", ".join(f"{count} {reason}" for reason, count in lost)))
     parts: list[RenderableType] = [_pairs(rows), Text(), _relays(facts["relays"])]
     if losses := list(_losses(facts["relays"])):
         parts += [Text(), _table(("WHEN", "RELAY", "WHY IT WAS LOST"), losses)]

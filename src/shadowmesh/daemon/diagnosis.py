@@ -73,6 +73,8 @@ _WRONG_KEY = (
 
 def kind(reason: str) -> str:
     """The coarse reason of a link's words: one of KINDS."""
+    if reason.startswith("the relay closed the connection ("):
+        return "lost"  # a code that we do not know, and then the relay's own words
     for name, pattern in _KINDS:
         if re.search(pattern, reason):
             return name

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from typing import Any, NamedTuple, Protocol
+from urllib.parse import urlsplit
 
 from shadowmesh import __version__
 from shadowmesh.crypto.keys import fingerprint
@@ -323,10 +324,18 @@ class Report:
         }
 
     def path(self, peer: Peer) -> str:
-        """The name of the relay that messages to this peer go through; its URL while that is not known."""
+        """The name of the relay that messages to this peer go through; its URL while that is not known.
+
+        With its address behind it where another relay has the same name, as all have that nobody has named.
+        """
         via = peer.sending.via if peer.sending is not None else None
         link = next((link for link in self.links if link is via), self.links[0])
-        return link.relay.server_name if link.relay else link.url
+        if link.relay is None:
+            return link.url
+        name = link.relay.server_name
+        if any(other.relay and other.relay.server_name == name for other in self.links if other is not link):
+            return f"{name} ({link.pinned or urlsplit(link.url).netloc})"
+        return name
 
     def _identity(self, peer: Peer) -> str:
         if peer.static in self._changed:

@@ -34,6 +34,12 @@ class StateDirectory:
         self.warnings: list[str] = []
         try:
             self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            mine = self._path.stat()
+            if mine.st_mode & 0o022 or mine.st_uid not in (0, os.geteuid()):
+                self.warnings.append(
+                    f"{self._path} can be written by others, who can take this device's place: "
+                    f"chown it to this daemon's user, and chmod 700 {self._path}"
+                )
             self._lock = os.open(self._path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise self._trouble("make or open", error) from None
@@ -120,7 +126,8 @@ class StateDirectory:
         path = self._path / name
         beside = path.with_suffix(".new")
         try:
-            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            beside.unlink(missing_ok=True)  # of a run that was broken off
+            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 os.fchmod(descriptor, 0o600)
                 file.write(text)

@@ -5,6 +5,7 @@ It is made anew at each start, so one that leaked is good until the next one.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import grp
 import hmac
@@ -57,7 +58,10 @@ class Token:
 
 
 def _locked(path: Path) -> int:
-    """A descriptor of the file at `path`, ours alone. Raises BlockingIOError if another process has it."""
+    """A descriptor of the file at `path`, ours alone.
+
+    Raises BlockingIOError if another process has it, PermissionError if it is another user's.
+    """
     group = _group()
     if not path.parent.exists():
         path.parent.mkdir(mode=DIRECTORY_MODE, parents=True)
@@ -66,9 +70,12 @@ def _locked(path: Path) -> int:
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
+            found = os.fstat(file)
+            if found.st_uid != os.geteuid() or found.st_nlink > 1:
+                raise PermissionError(errno.EPERM, "the file is somebody else's; remove it")
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             try:
-                kept = os.stat(path, follow_symlinks=False).st_ino == os.fstat(file).st_ino
+                kept = os.stat(path, follow_symlinks=False).st_ino == found.st_ino
             except FileNotFoundError:
                 kept = False
             if kept:

@@ -146,6 +146,11 @@ def test_watch(served: Host) -> None:
     assert "NAME" in shown
 
 
+def test_watch_takes_seconds_only(served: Host) -> None:
+    for interval in ("nan", "inf", "0"):
+        assert served.run("watch", "-n", interval, "--times", "1").exit_code == 2
+
+
 def test_watch_waits_for_a_daemon_that_is_away() -> None:
     api = ["--api", f"http://127.0.0.1:{closed_port()}", "--token-file", "/x"]
     result = CliRunner().invoke(ctl.cli, ["watch", "--json", "--times", "1", *api])

@@ -359,3 +359,10 @@ def test_a_port_that_is_taken_names_both_remedies(tmp_path: Path) -> None:
 
 def test_the_configuration_names_the_token_file() -> None:
     assert "token_file" in ClientConfig.model_fields["daemon"].annotation.model_fields  # type: ignore[union-attr]
+
+
+def test_an_ipv4_address_and_its_mapped_form_are_one(api: Api) -> None:
+    mapped = "http://[::ffff:127.0.0.1]:9090/health"  # as a dual-stack socket names its own address
+    assert api.ask("GET", mapped, {"Host": "127.0.0.1:9090"}).status_code == 200
+    assert api.ask("GET", mapped, {"Host": "127.0.0.2:9090"}).status_code == 403
+    assert api.ask("GET", "/health", {"Host": "[::ffff:127.0.0.1]:9090"}).status_code == 200

@@ -104,3 +104,15 @@ def test_a_bug_in_the_link_is_not_hidden() -> None:
             await bench.control.run()
 
     drive(main)
+
+
+def test_the_probes_end_with_it() -> None:
+    async def main() -> None:
+        bench = Bench()
+        running = asyncio.create_task(bench.control.run())
+        await until(lambda: bench.runs == 1)
+        running.cancel()
+        await asyncio.wait({running})
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    drive(main)

@@ -116,6 +116,7 @@ def test_all_is_well() -> None:
         ("the connection was lost", "lost", "no connection to ws://relay.example"),
         ("the device slept and an address changed", "network", "no connection to ws://relay.example"),
         ("the relay stops or restarts", "restart", "no connection to ws://relay.example"),
+        ("the relay closed the connection (4000): remove the API key", "lost", "(4000)"),
         ("something new", "other", "something new"),
     ],
 )

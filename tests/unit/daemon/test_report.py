@@ -272,6 +272,8 @@ def test_the_path_is_the_relay_that_the_peer_is_reached_by() -> None:
     for link in links:
         peer.via = link
         assert pair.peer["path"] == link.relay.server_name if link.relay else ""
+    links[1].relay = links[0].relay  # as of two relays that nobody has named
+    assert pair.peer["path"] == "relay-a (relay-b.example:9545)"
     links[1].relay = None
     assert pair.peer["path"] == links[1].url
 

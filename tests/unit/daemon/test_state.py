@@ -171,3 +171,22 @@ def test_a_seed_that_others_could_read_is_mended_and_told(state: StateDirectory,
     assert state.seed() == seed
     assert (path / "device.key").stat().st_mode & 0o777 == 0o600
     assert "could be read by others" in state.warnings[0]
+
+
+def test_a_link_that_somebody_laid_is_not_followed(state: StateDirectory, path: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.write_text("keep")
+    (path / "known_peers.new").symlink_to(theirs)
+    state.remember_peers(NETWORK, PEERS)
+    assert theirs.read_text() == "keep"
+    assert state.known_peers(NETWORK) == PEERS
+
+
+def test_a_directory_that_others_can_write_is_told(tmp_path: Path) -> None:
+    directory = tmp_path / "shared"
+    directory.mkdir()
+    directory.chmod(0o777)
+    state = StateDirectory(directory)
+    (warning,) = state.warnings
+    assert f"{directory} can be written by others" in warning
+    state.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import grp
 import os
 import stat
@@ -83,4 +84,71 @@ def test_a_directory_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     token = Token(str(tmp_path / "file" / "api.token"))
     assert token.trouble.startswith(f"cannot write {tmp_path}/file/api.token (daemon.token_file): ")
     assert not token.matches("None")
+    token.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to give a file away")
+def test_a_file_of_somebody_else_gets_no_token(tmp_path: Path) -> None:
+    path = tmp_path / "api.token"
+    path.touch(0o600)
+    os.chown(path, 65534, 65534)
+    token = Token(str(path))
+    assert "the file is somebody else's" in token.trouble
+    assert path.read_bytes() == b""
+    token.close()
+
+
+def test_a_file_with_another_name_gets_no_token(tmp_path: Path) -> None:
+    path = tmp_path / "api.token"
+    (tmp_path / "other").touch()
+    os.link(tmp_path / "other", path)
+    token = Token(str(path))
+    assert "the file is somebody else's" in token.trouble
+    token.close()
+
+
+def test_nothing_matches_without_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    token = Token(str(tmp_path / "file" / "api.token"))
+    assert not token.matches(token._token.decode())
+
+
+def test_an_older_token_is_gone_before_others_may_read_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "api.token"
+    path.write_text("x" * 200)
+    sizes: list[int] = []
+    fchmod = os.fchmod
+
+    def noting(file: int, mode: int) -> None:
+        sizes.append(os.fstat(file).st_size)
+        fchmod(file, mode)
+
+    monkeypatch.setattr(os, "fchmod", noting)
+    Token(str(path)).close()
+    assert sizes == [0]
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_a_file_that_was_removed_before_the_lock_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    path = tmp_path / "api.token"
+    flock = fcntl.flock
+    locks = 0
+
+    def late(file: int, operation: int) -> None:
+        nonlocal locks
+        locks += 1
+        if locks == 1:  # the daemon before us ends now
+            path.unlink()
+            if again:
+                path.touch(0o600)
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    token = Token(str(path))
+    assert locks == 2
+    assert token.matches(path.read_text().strip())
     token.close()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from typing import Any
 
 from shadowmesh.net.sendbuffer import (
     DIP_EVERY,
@@ -164,3 +165,43 @@ async def closed() -> None:
         buffer = SendBuffer(connection, asyncio.get_running_loop())
     buffer.blocked()
     assert buffer._timer is None
+
+
+def test_a_longer_way_is_measured_before_the_next_dip_is_due() -> None:
+    line = Line(20 * MBIT, 0.005)
+    line.run(FIRST_DIP + DIP_EVERY + 2.0)
+    line.delay = 0.15
+    line.run(5.0)
+    _, rates = line.run(2.0)
+    assert sum(rates) / len(rates) > 0.85 * line.rate
+
+
+class Refusing(socket.socket):
+    """A socket of a system that allows no send buffer as large as asked for (net.core.wmem_max)."""
+
+    locks = 0
+
+    def setsockopt(self, *option: Any) -> None:
+        """See socket.socket."""
+        if option[:2] == (socket.SOL_SOCKET, 72):  # SO_BUF_LOCK
+            self.locks += 1
+        elif option[0] != socket.SOL_SOCKET:
+            super().setsockopt(*option)
+
+    def getsockopt(self, *option: Any) -> Any:
+        """See socket.socket."""
+        return 4096 if option == (socket.SOL_SOCKET, socket.SO_SNDBUF) else super().getsockopt(*option)
+
+
+def test_a_socket_that_cannot_be_bounded_so_is_released() -> None:
+    asyncio.run(released())
+
+
+async def released() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, Refusing() as near:
+        near.connect(listener.getsockname())
+        buffer = SendBuffer(near, asyncio.get_running_loop())
+        buffer.bound.limit = 20_000
+        buffer._regulate(0.0)
+        assert buffer.bound.limit is None
+        assert near.locks == 2  # and given back to the system
