@@ -126,12 +126,13 @@ def test_a_challenge_that_is_passed_on_is_of_no_use_elsewhere(dialled: str, join
         async with (
             running_relay(QUICK, public_names=["relay.example"]) as relay,
             fake_relay(passing_on(relay.url)) as url,
-            linked(url, dialled) as (link, listener, _),
+            linked(url, dialled) as (_, listener, _),
         ):
-            await until(lambda: listener.joins or link.state == "waiting")
+            refused = relay.counters.refused
+            await until(lambda: listener.joins or refused["join_refused"])
             assert listener.joins == joins
             assert relay.server.router.addresses == (2 if joins else 0)
-            assert relay.counters.refused["join_refused"] == (0 if joins else 1)
+            assert bool(refused["join_refused"]) is not joins  # it comes again: the fake closes with 1000
 
     drive(main)
 
