@@ -125,7 +125,7 @@ class Book:
         for address in asked:
             entry = table.setdefault(address, _Entry(who))
             if entry.holder is None or not entry.holder.there:
-                entry.holder, entry.away = None, (-inf, now)
+                entry.device, entry.holder, entry.away = b"", None, (-inf, now)  # its or another's
 
     def _claim(self, who: Holder, add: Iterable[bytes], answer: dict[str, Any], now: float) -> None:
         refused = {bytes.fromhex(each["address"]): each["code"] for each in answer["refused"]}
