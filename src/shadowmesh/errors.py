@@ -50,6 +50,10 @@ class JoinError(RemoteProtocolError):
     """A relay join does not verify: signature, key, claims or relay name."""
 
 
+class InvitationError(RemoteProtocolError):
+    """An invitation cannot be read, or cannot be made of these values."""
+
+
 class ConfigError(ShadowMeshError):
     """A configuration file cannot be used; `problems` has one finished line for each mistake in it.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import pytest
 
@@ -14,14 +14,10 @@ from shadowmesh.testing.netlab import missing_tools
 ROOT = Path(__file__).parents[2]
 
 NOT_RUN = {
-    "sudo apt": "scripts/setup test has installed what the tests need",
     "sudo git ": "this tree is what it would fetch",
     "cd /opt/shadowmesh && sudo git ": "this tree is what it would fetch",
     "cd /opt/shadowmesh && sudo ./scripts/setup ": "takes a minute; tests/unit/test_scripts.py tests it",
     "sudo certbot ": "needs a public name",
-    "sudo systemctl ": "needs a booted systemd",
-    "sudo journalctl ": "needs a booted systemd",
-    "systemctl ": "needs a booted systemd",
     "wget https://github.com/": "there is no release to download yet",
     "git clone ": "this tree is what it would fetch",
     "cd /opt/shadowmesh && ./scripts/setup ": "takes a minute; tests/unit/test_scripts.py tests it",
@@ -30,6 +26,19 @@ NOT_RUN = {
     "netstat -rn | grep utun0": "needs macOS",
 }
 """How commands begin that the tests leave out, and why."""
+BOOTED_ONLY = {
+    "sudo apt": "scripts/setup test has installed what the tests need",
+    "sudo systemctl ": "needs a booted systemd",
+    "sudo journalctl ": "needs a booted systemd",
+    "systemctl ": "needs a booted systemd",
+}
+"""The same of those that only test_booted.py runs, as far as their block is one of those that it types."""
+
+
+class Types(Protocol):
+    """What commands are typed into: a machine of the lab, or a Debian that has booted."""
+
+    def shell(self, command: str, *, input: str | None = None) -> Any: ...
 
 
 class Page(NamedTuple):
@@ -49,13 +58,16 @@ class Page(NamedTuple):
         return guide.commands(self.text(section, number))
 
     def run(
-        self, machine: Machine, section: str, number: int = 0, input: str | None = None
+        self, machine: Types, section: str, number: int = 0, input: str | None = None, booted: bool = False
     ) -> dict[str, str]:
-        """Type the commands of a block, but for NOT_RUN; what each printed. One that fails is a LabError."""
+        """Type the commands of a block, but for NOT_RUN and, unless `booted`, BOOTED_ONLY.
+
+        Returns what each printed. One that fails is a LabError.
+        """
         return {
             command: machine.shell(command, input=input).stdout
             for command in self.commands(section, number)
-            if not left_out(command)
+            if not (command.startswith(tuple(NOT_RUN)) if booted else left_out(command))
         }
 
 
@@ -63,12 +75,13 @@ GUIDE = Page(Path(__file__).with_name("deployment-guide.md"))
 """The deployment guide to the letter."""
 DEPLOY = Page(ROOT / "docs/deploy.md")
 CLIENT, SERVICE, ROTATION = (Page(ROOT / f"docs/{name}.md") for name in ("client", "service", "rotation"))
+START = Page(ROOT / "docs/start.md")
 """Ours."""
 
 
 def left_out(command: str) -> bool:
-    """Whether the tests leave this command out."""
-    return command.startswith(tuple(NOT_RUN))
+    """Whether the tests on a machine of the lab leave this command out."""
+    return command.startswith((*NOT_RUN, *BOOTED_ONLY))
 
 
 def need(**tools: str) -> None:

@@ -49,7 +49,7 @@ def devices() -> Iterator[Devices]:
         laptop, desktop = Machine(lab["laptop"]), Machine(lab["desktop"])
         laptop.copy("/opt/shadowmesh", ROOT)
         laptop.write("/usr/local/bin/edit", EDITOR, mode=0o755)
-        steps = [command for command in SERVICE.commands("") if not left_out(command)]
+        steps = [command for command in SERVICE.commands("From a clone") if not left_out(command)]
         script = "\n".join(["set -eu; export EDITOR=edit; cd /opt/shadowmesh", *steps])
         checked = laptop.shell(script).stdout
         key = laptop.path("/etc/shadowmesh/encryption.key").read_text().strip()

@@ -35,12 +35,9 @@ def relay() -> Iterator[Relay]:
     need(curl="curl", useradd="passwd")
     with Lab("a") as lab:
         machine = Machine(lab.relay)
-        DEPLOY.run(machine, "A relay / Prepare")
         machine.copy("/opt/shadowmesh", ROOT)
-        DEPLOY.run(machine, "A relay / Install")
-        DEPLOY.run(machine, "A relay / Configure")
-        (checked,) = DEPLOY.run(machine, "A relay / Configure", 1).values()
-        DEPLOY.run(machine, "A relay / Service")
+        DEPLOY.run(machine, "A relay / From a clone")
+        (checked,) = DEPLOY.run(machine, "A relay / Configure").values()
         start = re.search(r"^ExecStart=(.*)$", machine.path(UNIT).read_text(), re.MULTILINE)
         assert start is not None
         program = machine.start(start[1], name="shadowmesh-relay")
@@ -87,7 +84,7 @@ def test_reload_and_upgrade(relay: Relay) -> None:
     (checked,) = DEPLOY.run(relay.machine, "Reload").values()
     assert checked.endswith(": ok (relay configuration)\n")
     relay.machine.write(UNIT, "an old one")
-    DEPLOY.run(relay.machine, "Restart and upgrade")
+    DEPLOY.run(relay.machine, "Restart and upgrade", 1)
     assert (
         relay.machine.path(UNIT).read_text() == (ROOT / "deploy/systemd/shadowmesh-relay.service").read_text()
     )
@@ -130,6 +127,15 @@ def test_firewall_by_ufw(relay: Relay) -> None:
     assert ours - theirs == {"sudo apt install -y ufw", "sudo ufw allow 22/tcp comment 'SSH'"}
     assert not theirs - ours
     assert "22/tcp" in relay.machine.shell("ufw status").stdout
+
+
+def test_the_names_of_the_ports_for_ufw(relay: Relay) -> None:
+    need(ufw="ufw", iptables="iptables")
+    *_, shown = DEPLOY.run(relay.machine, "A relay / Firewall", 4).values()
+    assert "9545/tcp" in shown
+    apps = relay.machine.shell("ufw app list").stdout.split("\n")
+    assert {"  ShadowMesh", "  ShadowMesh TLS"} <= set(apps)
+    relay.machine.shell("ufw allow ShadowMesh && ufw allow 'ShadowMesh TLS'")
 
 
 def test_rules_for_nftables(relay: Relay) -> None:

@@ -6,29 +6,25 @@ It runs with the files of monitoring/: every query of the dashboard has data, ev
 from __future__ import annotations
 
 import asyncio
-import json
-import re
 import ssl
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 
+from guide.dashboards import WINDOW, Dashboard, check_alerts
 from shadowmesh.testing.certificates import make_certificate
-from shadowmesh.testing.prometheus import MONITORING, Prometheus
+from shadowmesh.testing.prometheus import Prometheus
 from shadowmesh.testing.relay_client import RelayClient, address, frame
 from shadowmesh.testing.relay_program import RelayProgram, free_ports
 from shadowmesh.wire.frame import HEADER_SIZE
 
 INTERVAL = 0.5
 """Seconds between scrapes."""
-WINDOW = "4s"
-"""What stands for Grafana's $__rate_interval at that pace."""
 FULL = f"count_over_time(shadowmesh_relay_joins_total[{WINDOW}]) >= 7 and shadowmesh_relay_joins_total == 2"
 PAYLOAD = 1000
-DASHBOARD: dict[str, Any] = json.loads((MONITORING / "grafana-dashboard.json").read_text())
+DASHBOARD = Dashboard("grafana-dashboard.json", job="shadowmesh-relay", region="us-east-1")
 
 
 async def load(relay: RelayProgram, trust: ssl.SSLContext, enough: threading.Event) -> None:
@@ -76,21 +72,6 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
         loading.result(10)
 
 
-def filled_in(expression: str) -> str:
-    """A query as Grafana sends it with "All" chosen everywhere."""
-    for name, value in {"__rate_interval": WINDOW, "job": "shadowmesh-relay", "region": "us-east-1"}.items():
-        expression = expression.replace(f"${name}", value)
-    return expression.replace("$instance", ".+")
-
-
-def queries() -> list[tuple[str, str]]:
-    return [
-        (f"{panel['title']} {target['refId']}", target["expr"])
-        for panel in DASHBOARD["panels"]
-        for target in panel.get("targets", ())
-    ]
-
-
 def test_the_relay_is_scraped(prometheus: Prometheus) -> None:
     (target,) = prometheus.api("targets")["activeTargets"]
     assert (target["labels"]["job"], target["health"], target["lastError"]) == ("shadowmesh-relay", "up", "")
@@ -103,18 +84,16 @@ def test_the_types_arrive(prometheus: Prometheus) -> None:
     assert kinds["shadowmesh_relay_latency_ms"] == "gauge"
 
 
-@pytest.mark.parametrize("expression", [pytest.param(query, id=name) for name, query in queries()])
-def test_a_query_of_the_dashboard_has_data(prometheus: Prometheus, expression: str) -> None:
-    series = prometheus.query(filled_in(expression))
-    assert series
-    assert "NaN" not in [each["value"][1] for each in series]
+@pytest.mark.parametrize("name", DASHBOARD.queries)
+def test_a_query_of_the_dashboard_has_data(prometheus: Prometheus, name: str) -> None:
+    DASHBOARD.check_query(prometheus, name)
 
 
 def test_the_numbers_are_those_of_the_load(prometheus: Prometheus) -> None:
-    panels = dict(queries())
+    panels = DASHBOARD.queries
 
     def one(name: str, expression: str = "{}") -> float:
-        (series,) = prometheus.query(filled_in(expression.replace("{}", panels[name])))
+        (series,) = prometheus.query(DASHBOARD.filled_in(expression.replace("{}", panels[name])))
         return float(series["value"][1])
 
     assert one("Frames relayed A") > 10
@@ -127,22 +106,9 @@ def test_the_numbers_are_those_of_the_load(prometheus: Prometheus) -> None:
 
 
 def test_the_variables_and_the_annotation_can_be_asked_for(prometheus: Prometheus) -> None:
-    for variable in DASHBOARD["templating"]["list"][1:]:
-        match = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"]["query"])
-        assert match is not None
-        values = prometheus.api(f"label/{match[2]}/values", **{"match[]": filled_in(match[1])})
-        assert len(values) == 1
-    prometheus.query(filled_in(DASHBOARD["annotations"]["list"][1]["expr"]))
+    DASHBOARD.check_variables(prometheus)
+    prometheus.query(DASHBOARD.filled_in(DASHBOARD.content["annotations"]["list"][1]["expr"]))
 
 
 def test_every_alert_can_be_evaluated_and_is_quiet(prometheus: Prometheus) -> None:
-    def evaluated() -> list[Any] | None:
-        (group,) = prometheus.api("rules")["groups"]
-        return None if any(rule["health"] == "unknown" for rule in group["rules"]) else group["rules"]
-
-    rules = prometheus.wait_for(evaluated, "evaluation of all alerts")
-    assert len(rules) > 20
-    for rule in rules:
-        assert (rule["health"], rule.get("lastError", "")) == ("ok", ""), rule["name"]
-        assert rule["state"] != "firing", rule["name"]
-        prometheus.query(rule["query"])
+    check_alerts(prometheus, more_than=20)

@@ -114,7 +114,7 @@ def test_the_server_block_and_the_client_of_the_guide(site: Site) -> None:
 def ours(site: Site) -> Site:
     """docs/deploy.md followed up to the start of nginx and relay."""
     site.certify(OURS)
-    site.machine.copy("/opt/shadowmesh", ROOT)
+    site.machine.link("/usr/share/shadowmesh-relay", str(ROOT))
     DEPLOY.run(site.machine, "TLS / With nginx")
     return site
 
@@ -183,8 +183,8 @@ def test_pings_keep_an_idle_connection_alive(ours: Site, seconds: str, survives:
 
 
 def test_tls_in_the_relay_and_its_renewal(site: Site) -> None:
-    DEPLOY.run(site.machine, "A relay / Prepare")
-    site.machine.copy("/opt/shadowmesh", ROOT)
+    site.machine.shell("sudo useradd --system shadowmesh; mkdir -p /etc/shadowmesh")
+    site.machine.link("/usr/share/shadowmesh-relay", str(ROOT))
     site.certify(OURS)
     DEPLOY.run(site.machine, "TLS / In the relay", 1)
     owners = site.machine.shell("stat -c %U:%G:%a /etc/shadowmesh/tls /etc/shadowmesh/tls/*").stdout

@@ -16,10 +16,22 @@ def configuration_file(
 ) -> str | None:
     """The file of `PROGRAM FILE` or `PROGRAM -config FILE`, None if there is none.
 
-    `file` is the help about it. Ends the program after --help and --version, and with status 2 if a required
-    file is missing or two are given.
+    Ends the program after --help and --version, and with status 2 if a required file is missing or two are
+    given.
     """
     _open_standard_streams()
+    parser = parser_of(program, description, file, required=required)
+    arguments = parser.parse_args(argv)
+    given: list[str] = [one for one in (arguments.file, arguments.config) if one is not None]
+    if len(given) > 1:
+        parser.error("two configuration files are given; one belongs here")
+    if required and not given:
+        parser.error("no configuration file is given")
+    return given[0] if given else None
+
+
+def parser_of(program: str, description: str, file: str, *, required: bool) -> argparse.ArgumentParser:
+    """What such a program takes; `file` is the help about its file."""
     parser = argparse.ArgumentParser(
         prog=program,
         usage=f"{program} {'FILE' if required else '[FILE]'}, or {program} -config FILE",
@@ -29,13 +41,7 @@ def configuration_file(
     parser.add_argument("file", metavar="FILE", nargs="?", help=file)
     parser.add_argument("-config", "--config", metavar="FILE", help="the same")
     parser.add_argument("-version", "--version", action="version", version=f"{program} {__version__}")
-    arguments = parser.parse_args(argv)
-    given: list[str] = [one for one in (arguments.file, arguments.config) if one is not None]
-    if len(given) > 1:
-        parser.error("two configuration files are given; one belongs here")
-    if required and not given:
-        parser.error("no configuration file is given")
-    return given[0] if given else None
+    return parser
 
 
 def end_with_mistakes(error: ConfigError, program: str) -> NoReturn:

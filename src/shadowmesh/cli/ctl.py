@@ -22,8 +22,10 @@ if TYPE_CHECKING:
 
 # command -> module that has it under the same name
 _ELSEWHERE = {
-    "demo": "shadowmesh.cli.demo",
+    # It starts Python, which a packaged program has none of.
+    **({} if hasattr(sys, "frozen") else {"demo": "shadowmesh.cli.demo"}),
     "relay-keys": "shadowmesh.cli.relay_keys",
+    **{name: f"shadowmesh.cli.{name}" for name in ("completion", "init", "invite", "join")},
     **dict.fromkeys(
         ("status", "peers", "ping", "watch", "up", "down", "trust", "reload"), "shadowmesh.cli.status"
     ),
@@ -78,7 +80,7 @@ def version() -> None:
 @cli.command("check-config")
 @click.option("--relay", "kind", flag_value="relay", help="Check FILE as a relay configuration.")
 @click.option("--client", "kind", flag_value="client", help="Check FILE as a client configuration.")
-@click.argument("file")  # not click.Path: the loader has its own words for what cannot be read
+@click.argument("file", type=click.Path(readable=False))  # the loader has its own words for that
 def check_config(kind: str | None, file: str) -> None:
     """Check a configuration file.
 

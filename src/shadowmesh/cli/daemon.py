@@ -7,16 +7,16 @@ import sys
 from shadowmesh.cli.arguments import configuration_file, end_with_mistakes
 from shadowmesh.errors import ConfigError, StartError, TunError
 
+PROGRAM = (
+    "shadowmesh-daemon",
+    "Join this machine to a ShadowMesh network.",
+    "configuration, such as /etc/shadowmesh/client-config.yaml",
+)
+
 
 def main(argv: list[str] | None = None) -> None:
     """Run the daemon. Exit status 2 for a configuration that cannot be used, 1 for what stops a start."""
-    file = configuration_file(
-        "shadowmesh-daemon",
-        "Join this machine to a ShadowMesh network.",
-        "configuration, such as /etc/shadowmesh/client-config.yaml",
-        argv,
-        required=True,
-    )
+    file = configuration_file(*PROGRAM, argv, required=True)
     assert file is not None
 
     from shadowmesh.config.loader import load_client_config

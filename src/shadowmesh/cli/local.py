@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import click
 
-from shadowmesh.errors import ConfigError, ShadowMeshError
+from shadowmesh.errors import ShadowMeshError
 
 CONFIG = "/etc/shadowmesh/client-config.yaml"
 DEFAULT_API = "http://127.0.0.1:9090"
@@ -144,11 +144,10 @@ def _configured() -> tuple[str, str]:
     """(API, token file) by this host's client configuration, if that can be read, or the defaults."""
     if not os.access(CONFIG, os.R_OK):
         return DEFAULT_API, DEFAULT_TOKEN_FILE
-    from shadowmesh.config import load_client_config
+    from shadowmesh.config import load_daemon_section
 
-    try:
-        daemon = load_client_config(CONFIG).config.daemon
-    except ConfigError:
+    daemon = load_daemon_section(CONFIG)
+    if daemon is None:
         return DEFAULT_API, DEFAULT_TOKEN_FILE  # check-config is there for its mistakes
     host, port = daemon.listen_address
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104

@@ -10,6 +10,12 @@ from typing import cast
 from shadowmesh.cli.arguments import configuration_file, end_with_mistakes
 from shadowmesh.errors import ConfigError, StartError
 
+PROGRAM = (
+    "shadowmesh-relay",
+    "Pass sealed frames on between the members of a ShadowMesh network.",
+    "configuration (default: /etc/shadowmesh/relay-config.yaml; if missing, built-in values)",
+)
+
 
 def main(argv: list[str] | None = None) -> None:
     """Exit status: 0 after SIGTERM or SIGINT, 1 if it cannot start, 2 for a wrong configuration.
@@ -17,13 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     A SIGINT before it has started: 130.
     """
     _heed_early_signals()
-    file = configuration_file(
-        "shadowmesh-relay",
-        "Pass sealed frames on between the members of a ShadowMesh network.",
-        "configuration (default: /etc/shadowmesh/relay-config.yaml; if missing, built-in values)",
-        argv,
-        required=False,
-    )
+    file = configuration_file(*PROGRAM, argv, required=False)
 
     # Only now what takes time to import: --help and --version answer at once.
     from shadowmesh.config import load_relay_config

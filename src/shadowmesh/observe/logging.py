@@ -25,6 +25,7 @@ from typing import Any, Literal, TextIO, cast
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
+from shadowmesh.errors import ConfigError, StartError, TunError
 from shadowmesh.ratelimit import TokenBucket
 
 Style = Literal["auto", "console", "json"]
@@ -67,6 +68,19 @@ def configure(level: str = "info", style: Style = "auto", stream: TextIO | None 
     logging.basicConfig(handlers=[_ToStructlog()], level=threshold, force=True)
     for name in _QUIET_LIBRARIES:
         logging.getLogger(name).setLevel(max(threshold, logging.WARNING))
+
+
+def log_not_reloaded(log: FilteringBoundLogger, error: Exception) -> None:
+    """Say what kept a program from a reload; to be called where `error` is handled."""
+    match error:
+        case ConfigError():
+            for problem in error.problems:
+                log.error(problem)
+            log.error("configuration not reloaded", problems=len(error.problems))
+        case StartError() | TunError():
+            log.error("configuration not reloaded", why=str(error))
+        case _:
+            log.exception("configuration not reloaded")
 
 
 def get_logger(name: str) -> FilteringBoundLogger:

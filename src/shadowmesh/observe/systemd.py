@@ -13,6 +13,8 @@ import time
 from collections import deque
 from collections.abc import Mapping
 
+from shadowmesh import onefile
+
 RETRY_SECONDS = 0.1
 """Until a state that a busy systemd has not taken is sent again."""
 MAX_LATE = 8
@@ -89,7 +91,7 @@ class Notifier:
 
 
 def _watchdog(environment: Mapping[str, str]) -> float | None:
-    if environment.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+    if environment.get("WATCHDOG_PID") not in (None, str(os.getpid()), str(onefile.bootloader)):
         return None
     usec = environment.get("WATCHDOG_USEC", "")
     return int(usec) / 1e6 if usec.isdecimal() and usec.isascii() and int(usec) > 0 else None

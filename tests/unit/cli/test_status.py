@@ -288,6 +288,11 @@ def test_the_configuration_says_where(tmp_path: Path, monkeypatch: pytest.Monkey
         daemon = {"listen_address": address, "token_file": "/run/other/token"}
         file.write_text(guide.merged(text, {"daemon": daemon}))
         assert local._configured() == (url, "/run/other/token")
+        # A service has its key elsewhere, where this user may not read it.
+        file.write_text(guide.merged(text, {"daemon": daemon, "encryption": None}))
+        assert local._configured() == (url, "/run/other/token")
+    file.write_text("daemon: {listen_address: nowhere}")
+    assert local._configured() == (local.DEFAULT_API, local.DEFAULT_TOKEN_FILE)
     file.write_text("mistake")
     assert local._configured() == (local.DEFAULT_API, local.DEFAULT_TOKEN_FILE)
 

@@ -1,0 +1,2 @@
+1s|.*|# shadowmesh-relay.service of the package: the unit of the deployment guide, hardened.|
+s|^ExecStart=/opt/shadowmesh/|ExecStart=/usr/bin/|

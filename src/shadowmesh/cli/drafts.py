@@ -1,0 +1,225 @@
+"""The text of new configurations, and what the commands that write them share."""
+
+from __future__ import annotations
+
+import hmac
+import json
+import os
+import shlex
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import click
+
+from shadowmesh.cli import newfile
+from shadowmesh.config import IPInterface, load_client_config, parse_client_config
+from shadowmesh.config.secret import network_key_in
+from shadowmesh.config.values import label
+from shadowmesh.crypto.keys import NetworkKeys
+from shadowmesh.errors import StartError
+
+_MOST_OF_SECRET = 8192  # characters; an invitation that is broken into lines is the longest
+
+
+class Parsed(click.ParamType[Any]):
+    """What one of the configuration's own parsers takes: as it is written, or if `typed` as it is parsed."""
+
+    def __init__(self, name: str, parser: Callable[[object], Any], typed: bool = False) -> None:
+        self.name = name
+        self._parser = parser
+        self._typed = typed
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            parsed = self._parser(value) if isinstance(value, str) else value
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return parsed if self._typed else value
+
+
+def path_of(path: str) -> Callable[..., Any]:
+    """The options about the file that a command writes; `path` is the default."""
+
+    def options(command: Callable[..., Any]) -> Callable[..., Any]:
+        for option in (
+            click.option(
+                "--force", is_flag=True, help="Replace a file that is there; it is kept as FILE.bak."
+            ),
+            click.option(
+                "--output", "-o", default=path, show_default=True, type=click.Path(), help="The file."
+            ),
+        ):
+            command = option(command)
+        return command
+
+    return options
+
+
+def interactive() -> bool:
+    """Whether there is a person to ask."""
+    return sys.stdin is not None and sys.stdin.isatty() and sys.stderr is not None and sys.stderr.isatty()
+
+
+def host_label() -> str | None:
+    """This machine's name, if it does as that of a device."""
+    with suppress(ValueError):
+        return label(socket.gethostname().partition(".")[0].lower())
+    return None
+
+
+def secret_in(path: str, what: str) -> str:
+    """What a file holds, or standard input for `-`: one secret, without the white space around it."""
+    try:
+        with click.open_file(path, encoding="latin-1") as file:
+            text: str = file.read(_MOST_OF_SECRET + 1).strip()
+    except OSError as error:
+        raise StartError(f"{path}: {error.strerror}") from None
+    if len(text) > _MOST_OF_SECRET:
+        raise StartError(f"{path}: too large; {what} belongs there and nothing else")
+    if not text:
+        raise StartError(f"{'standard input' if path == '-' else path} is empty; {what} belongs there")
+    return text
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """A client configuration to be written."""
+
+    key: bytes = field(repr=False)
+    addresses: Sequence[IPInterface]
+    name: str
+    relays: Sequence[str]
+    listen_address: str = "127.0.0.1:9090"
+    mtu: int | None = None
+    api_key: str | None = field(default=None, repr=False)
+    insecure_api_key: bool = False
+    ca_file: str | None = None
+
+    def text(self, key_file: str | None = None) -> str:
+        """The file, with the key in it or the name of the file that has it."""
+        ips = [str(one) for one in self.addresses]
+        network: dict[str, object] = {"device_name": "shadowmesh0", "local_ip": ips if ips[1:] else ips[0]}
+        if self.mtu is not None:
+            network["mtu"] = self.mtu
+        relay: dict[str, object] = {"server": self.relays[0]}
+        if self.relays[1:]:
+            relay = {"servers": list(self.relays)}
+        if self.ca_file is not None:
+            relay["tls_ca_file"] = self.ca_file
+        if self.insecure_api_key:
+            relay["insecure_api_key"] = True
+        if self.api_key is not None:
+            relay["api_key"] = self.api_key
+        return yaml_text(
+            "# ShadowMesh client. All keys: docs/configuration.md. Check: shadowmesh check-config FILE\n",
+            {
+                "daemon": {"listen_address": self.listen_address, "log_level": "info"},
+                "network": network,
+                "encryption": {"key": self.key.hex()} if key_file is None else {"key_file": key_file},
+                "peer": {"id": self.name},
+                "relay": relay,
+            },
+        )
+
+    def check(self, path: str) -> None:
+        """Raises ConfigError, as the daemon would of the file."""
+        parse_client_config(self.text().encode(), path)
+
+    def write(self, path: str, force: bool) -> bool:
+        """Write it, and say so. True if it replaced another. Raises ConfigError, StartError.
+
+        In the place of the service the key goes to a file of its own, root's alone, which systemd shows to
+        the service. A different one that is there is kept under another name.
+        """
+        self.check(path)
+        newfile.refuse_existing(path, force)
+        key_file = service_key_file(path)
+        new_key = key_file is not None and not _has(key_file, self.key)
+        kept = newfile.write_new(key_file, self.key.hex() + "\n", force=True) if key_file and new_key else ""
+        try:
+            backup = newfile.write_new(
+                path, self.text(key_file), force=force, for_service=key_file is not None
+            )
+        except StartError:
+            if key_file and new_key:
+                os.replace(kept, key_file) if kept else os.unlink(key_file)
+            raise
+        say_written(path, backup)
+        if key_file and new_key:
+            say_written(key_file, kept)
+        for warning in load_client_config(path).warnings:
+            click.echo(f"warning: {warning}", err=True)
+        return bool(backup)
+
+    def say_what_next(self, path: str, replaced: bool) -> None:
+        """How this device is started, and what others call it."""
+        ips = ", ".join(map(str, self.addresses))
+        click.echo(
+            f"\nThis device is {self.name}, {ips}, in network {NetworkKeys(self.key).network_id.hex()}."
+        )
+        say_start(
+            "shadowmesh-daemon",
+            f"sudo {program('shadowmesh-daemon')} {shlex.quote(path)}",
+            service_key_file(path) is not None,
+            replaced,
+        )
+        say_commands("Then see how it is with", [f"{program('shadowmesh')} status"])
+
+
+def service_key_file(config: str) -> str | None:
+    """Where the key of a configuration goes that is the service's; None for another one."""
+    in_place = os.path.realpath(config) == os.path.realpath(
+        os.path.join(newfile.DIRECTORY, newfile.CLIENT_CONFIG)
+    )
+    return os.path.join(newfile.DIRECTORY, newfile.KEY) if in_place else None
+
+
+def yaml_text(head: str, sections: Mapping[str, object]) -> str:
+    """A configuration; each value as JSON, which is YAML, so that none can be more than a value."""
+
+    def value(one: object) -> str:
+        return json.dumps(one, ensure_ascii=False)
+
+    lines = [head]
+    for name, section in sections.items():
+        if isinstance(section, dict):
+            lines.append(f"\n{name}:\n" + "".join(f"  {key}: {value(one)}\n" for key, one in section.items()))
+        else:
+            lines.append(f"{name}: {value(section)}\n")
+    return "".join(lines)
+
+
+def say_written(path: str, backup: str) -> None:
+    click.echo(f"wrote {path}" + (f" (what was there is {backup} now)" if backup else ""))
+
+
+def say_commands(what: str, commands: Sequence[str]) -> None:
+    click.echo(f"{what}:")
+    for command in commands:
+        click.echo(f"    {command}")
+
+
+def say_start(service: str, command: str, is_service: bool, replaced: bool) -> None:
+    """How a program of ours is started that has a configuration now."""
+    say_commands("Start it with", [f"{command}    # in this terminal"])
+    if is_service:
+        how = "restart" if replaced else "enable --now"
+        say_commands("or as a service", [f"sudo systemctl {how} {service}"])
+
+
+def program(name: str) -> str:
+    """How a program of ours is called here: by its name, or where it is not in PATH, beside this one."""
+    beside = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), name)
+    return shlex.quote(beside) if shutil.which(name) is None and os.path.exists(beside) else name
+
+
+def _has(path: str, key: bytes) -> bool:
+    try:
+        return hmac.compare_digest(network_key_in(path).reveal(), key)
+    except ValueError:
+        return False

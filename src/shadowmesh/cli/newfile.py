@@ -1,0 +1,101 @@
+"""Files that are written whole, and never over one that is there without keeping it."""
+
+from __future__ import annotations
+
+import fcntl
+import itertools
+import os
+import pwd
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from shadowmesh.errors import StartError
+
+DIRECTORY = "/etc/shadowmesh"
+RELAY_CONFIG, CLIENT_CONFIG, KEY = "relay-config.yaml", "client-config.yaml", "encryption.key"
+USER = "shadowmesh"
+"""Whom the services run as."""
+
+
+def refuse_existing(path: str, force: bool) -> None:
+    """Raises StartError if there is something at `path` that is to stay there."""
+    if os.path.lexists(path) and not force:
+        raise StartError(f"{path} is there already; --force replaces it, and keeps it as {path}.bak")
+
+
+def write_new(
+    path: str,
+    text: str,
+    *,
+    force: bool = False,
+    keep: bool = True,
+    mode: int = 0o600,
+    for_service: bool = False,
+) -> str:
+    """Write a file; where the one is that was there and that `force` replaced, or "".
+
+    `keep`: one that is replaced stays under another name. `for_service`: root gives the file to the user of
+    the services, if there is one. Raises StartError in words; then nothing has changed.
+    """
+    path = os.path.realpath(path)  # what a symbolic link leads to is replaced, not the link
+    beside, backup = f"{path}.{secrets.token_hex(4)}.new", ""
+    try:
+        os.makedirs(os.path.dirname(path), 0o755, exist_ok=True)
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                if for_service and os.geteuid() == 0:
+                    with suppress(KeyError):
+                        os.fchown(descriptor, pwd.getpwnam(USER).pw_uid, -1)
+                os.fchmod(descriptor, mode)
+                file.write(text)
+                file.flush()
+                os.fsync(descriptor)
+            if force:
+                backup = _keep(path) if keep and os.path.lexists(path) else ""
+                os.rename(beside, path)
+            else:
+                os.link(beside, path)  # unlike a rename it never replaces anything
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(beside)
+    except FileExistsError:
+        refuse_existing(path, force=False)
+        raise StartError(f"{path} was there a moment ago; try again") from None
+    except OSError as error:
+        raise StartError(_trouble(path, error)) from None
+    return backup
+
+
+def _keep(path: str) -> str:
+    """Give a file a second name, the first free one of FILE.bak, FILE.bak2, …"""
+    for number in itertools.count(1):
+        backup = f"{path}.bak{number if number > 1 else ''}"
+        with suppress(FileExistsError):
+            os.link(path, backup)
+            return backup
+    raise AssertionError
+
+
+@contextmanager
+def locked(path: str) -> Iterator[None]:
+    """Keep other programs of ours from changing files beside `path` meanwhile."""
+    folder = os.path.dirname(os.path.realpath(path))
+    try:
+        os.makedirs(folder, 0o755, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise StartError(_trouble(path, error)) from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
+
+
+def _trouble(path: str, error: OSError) -> str:
+    remedy = ""
+    if isinstance(error, PermissionError) and os.geteuid() != 0:
+        remedy = "; use sudo, or write it elsewhere with --output FILE"
+    return f"cannot write {path}: {error.strerror}{remedy}; nothing is changed"

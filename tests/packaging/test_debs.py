@@ -1,0 +1,230 @@
+"""The Debian packages: installed, upgraded, interrupted, removed, purged on a copy of this machine's Debian.
+
+No systemd runs there; what the units do when one does is shown on a booted Debian (tests/guide).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from shadowmesh import __version__
+from shadowmesh.testing import artifacts, guide
+from shadowmesh.testing.artifacts import ARCH, ROOT
+from shadowmesh.testing.machine import Machine
+from shadowmesh.testing.netlab import Lab
+
+pytestmark = [pytest.mark.netns, pytest.mark.packaging]
+
+PROGRAMS = ["relay", "daemon"]
+CONFIG = "/etc/shadowmesh/client-config.yaml"
+KEY = "/etc/shadowmesh/encryption.key"
+RELAY_CONFIG = "/etc/shadowmesh/relay-config.yaml"
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    """A host that has never heard of ShadowMesh, with both packages in /opt."""
+    with Lab("a") as lab:
+        machine = Machine(lab.relay)
+        machine.shell("rm -rf /etc/shadowmesh /usr/local/bin/shadowmesh*; ! getent passwd shadowmesh")
+        for program in PROGRAMS:
+            shutil.copy(artifacts.deb(program), machine.path(f"/opt/{program}.deb"))
+        yield machine
+
+
+def dpkg(machine: Machine, what: str, *, check: bool = True) -> str:
+    command = f"cd /opt && dpkg --force-confold --force-unsafe-io {what}"
+    done = machine.shell(command, check=check, timeout=120)
+    return done.stdout + done.stderr
+
+
+def files(machine: Machine) -> dict[str, str]:
+    """What is there beside dpkg's own records: path -> mode, owner and link target."""
+    unlike = ("/var/lib/dpkg", "/var/lib/systemd", "/var/cache", "/var/log")
+    skip = rf"\( -name '*-' -o {' -o '.join(f'-path {path}' for path in unlike)} \)"
+    shown = r"-printf '%p\t%M %u %l\n'"
+    text = machine.shell(f"find /etc /usr /var -maxdepth 4 {skip} -prune -o {shown}").stdout
+    found = dict(line.split("\t", 1) for line in text.splitlines())
+    return {path: rest for path, rest in found.items() if not path.startswith("/etc/.pwd.lock")}
+
+
+def accounts(machine: Machine) -> str:
+    return machine.shell("getent passwd shadowmesh; getent group shadowmesh; true").stdout
+
+
+def test_lintian_has_nothing_to_say() -> None:
+    """But what is overridden, each with its reason."""
+    debs = [str(artifacts.deb(program)) for program in PROGRAMS]
+    argv = ["lintian", "--allow-root", "--jobs", "2", "--fail-on", "error,warning", *debs]
+    done = subprocess.run(argv, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, ""), done.stdout
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_what_is_in_a_package(program: str) -> None:
+    name = f"shadowmesh-{program}"
+    deb = artifacts.deb(program)
+    assert deb.name == f"{name}_{__version__}_{ARCH}.deb"
+    listing = subprocess.run(["dpkg-deb", "-c", deb], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(maxsplit=5) for line in listing.splitlines()]
+    assert {owner for _, owner, *_ in rows} == {"root/root"}
+    assert not [row for row in rows if re.match(r"(?!l).....w|(?!l)........w|...s|......s", row[0])]
+    assert len({(row[3], row[4]) for row in rows}) == 1
+    unit = (ROOT / f"build/deb/{name}/usr/lib/systemd/system/{name}.service").read_text()
+    hardened = (ROOT / f"deploy/systemd/{name}.service").read_text()
+    added = set(unit.splitlines()) - set(hardened.splitlines())
+    kept = {line for line in added if not line.startswith("#")}
+    conditions = {f"ConditionPathExists={CONFIG}", f"ConditionPathExists={KEY}"}
+    start = {f"ExecStart=/usr/bin/{name} " + {"relay": f"-config {RELAY_CONFIG}", "daemon": CONFIG}[program]}
+    assert kept == start | (conditions if program == "daemon" else set())
+
+
+def test_the_same_tree_is_packed_to_the_same_bytes(tmp_path: Path) -> None:
+    """The commit's time stands for all times: SOURCE_DATE_EPOCH."""
+    sums = set()
+    for turn in range(2):
+        tree = tmp_path / f"tree{turn}"
+        shutil.copytree(ROOT / "build/deb/shadowmesh-relay/DEBIAN", tree / "DEBIAN")
+        shutil.copytree(ROOT / "build/deb/shadowmesh-relay/etc", tree / "etc")
+        os.utime(tree / "etc", (2e9 + turn, 2e9 + turn))
+        argv = ["dpkg-deb", "--root-owner-group", "-Zxz", "--build", str(tree), str(tmp_path / f"{turn}.deb")]
+        subprocess.run(
+            argv, env={**os.environ, "SOURCE_DATE_EPOCH": "1700000000"}, check=True, capture_output=True
+        )
+        sums.add((tmp_path / f"{turn}.deb").read_bytes())
+    assert len(sums) == 1
+
+
+def test_a_client_from_install_to_purge(machine: Machine) -> None:
+    before = files(machine)
+    machine.write(f"{KEY}.new", "0123")  # a first try has met a full disk
+    said = dpkg(machine, "-i daemon.deb")
+    assert f"made a network key for a first configuration: {KEY}" in said
+    assert f"not started, for there is no {CONFIG} yet" in said
+    assert re.fullmatch(r"[0-9a-f]{64}\n", machine.path(KEY).read_text())
+    assert files(machine)[KEY].startswith("-rw------- root")
+    assert machine.shell("shadowmesh version; shadowmesh-daemon --version").stdout.splitlines() == [
+        f"shadowmesh {__version__}",
+        f"shadowmesh-daemon {__version__}",
+    ]
+    assert "shadowmesh:x:" in accounts(machine)
+    # Configured with the file of the package, upgraded, removed: nothing of it is lost.
+    machine.shell(f"cp /usr/share/shadowmesh-daemon/client-config.yaml {CONFIG}")
+    machine.shell(f"sed -i 's/10.X/10.7/; s/YOUR_RELAY_IP/192.0.2.1/' {CONFIG}")
+    checked = machine.shell(f"CREDENTIALS_DIRECTORY=/etc/shadowmesh shadowmesh check-config {CONFIG}").stdout
+    assert checked == f"{CONFIG}: ok (client configuration)\n"
+    kept = {path: machine.path(path).read_text() for path in (CONFIG, KEY)}
+    for action in ("-i daemon.deb", "-r shadowmesh-daemon", "-i daemon.deb"):
+        assert "made a network key" not in dpkg(machine, action)
+        assert {path: machine.path(path).read_text() for path in kept} == kept
+    machine.shell("install -d -m 700 -o shadowmesh /var/lib/shadowmesh; touch /var/lib/shadowmesh/device.key")
+    dpkg(machine, "-P shadowmesh-daemon")
+    assert files(machine) == before
+    assert accounts(machine) == ""
+
+
+def test_a_relay_from_install_to_purge(machine: Machine) -> None:
+    before = files(machine)
+    dpkg(machine, "-i relay.deb")
+    # Its configuration is good as it is: the service's user serves with it.
+    as_service = "setpriv --reuid=shadowmesh --regid=shadowmesh --clear-groups --inh-caps=-all"
+    assert machine.shell(f"{as_service} shadowmesh check-config {RELAY_CONFIG}").stdout.endswith(
+        "ok (relay configuration)\n"
+    )
+    relay = machine.start(f"{as_service} shadowmesh-relay -config {RELAY_CONFIG}", name="packaged-relay")
+    relay.wait_for_text("relay is ready")
+    assert '"status":"healthy"' in machine.shell("curl -s http://localhost:8080/health").stdout.replace(
+        " ", ""
+    )
+    second = machine.shell(f"{as_service} shadowmesh-relay -config {RELAY_CONFIG}", check=False)
+    assert second.returncode == 1
+    assert re.search("relay cannot start.*another program has this port", second.stderr)
+    # The files of a running program are replaced by an upgrade: it still reloads, and ends in order.
+    dpkg(machine, "-r shadowmesh-relay")
+    machine.shell(f"kill -HUP {relay.pid}")
+    relay.wait_for_text("configuration reloaded")
+    assert relay.stop() == 0
+    assert "Traceback" not in relay.text()
+
+    machine.shell(f"echo 'region: mine' >{RELAY_CONFIG}; shadowmesh relay-keys add laptop || true")
+    dpkg(machine, "-i relay.deb")
+    assert machine.path(RELAY_CONFIG).read_text() == "region: mine\n"
+    machine.shell("shadowmesh relay-keys add laptop")
+    dpkg(machine, "-P shadowmesh-relay")
+    assert files(machine) == before
+    assert accounts(machine) == ""
+
+
+def test_both_on_one_host_share_the_user_until_the_last_is_purged(machine: Machine) -> None:
+    before = files(machine)
+    dpkg(machine, "-i relay.deb daemon.deb")
+    assert (
+        machine.shell("readlink -f /usr/bin/shadowmesh").stdout
+        == "/usr/lib/shadowmesh-daemon/shadowmesh-daemon\n"
+    )
+    key = machine.path(KEY).read_text()
+    dpkg(machine, "-r shadowmesh-daemon")
+    assert (
+        machine.shell("readlink -f /usr/bin/shadowmesh").stdout
+        == "/usr/lib/shadowmesh-relay/shadowmesh-relay\n"
+    )
+    dpkg(machine, "-P shadowmesh-relay")
+    assert "shadowmesh:x:" in accounts(machine)
+    assert machine.path(KEY).read_text() == key
+    dpkg(machine, "-P shadowmesh-daemon")
+    assert files(machine) == before
+    assert accounts(machine) == ""
+
+
+def test_what_an_administrator_made_by_the_guide_stays(machine: Machine) -> None:
+    """The user, and a configuration with the key in it, which the service cannot use: that is said."""
+    machine.shell("useradd -r -s /bin/false shadowmesh")
+    machine.write(CONFIG, guide.CLIENT_CONFIG, mode=0o600)
+    said = dpkg(machine, "-i daemon.deb")
+    assert machine.path(CONFIG).read_text() == guide.CLIENT_CONFIG
+    assert not machine.path(KEY).exists()
+    assert f"not started, for there is no {KEY} yet" in said
+    dpkg(machine, "-P shadowmesh-daemon")
+    assert "/bin/false" in accounts(machine)
+
+
+def test_a_package_interrupted_half_way_is_finished_by_the_next_try(machine: Machine) -> None:
+    dpkg(machine, "-i daemon.deb")
+    machine.write(CONFIG, "mine: yes\n")
+    key = machine.path(KEY).read_text()
+    for victim in (
+        "/usr/lib/shadowmesh-daemon/_internal/libcrypto.so.3.dpkg-new",
+        "/var/lib/dpkg/updates/0001",
+    ):
+        program = machine.start("dpkg -i /opt/daemon.deb", name="dpkg")
+        deadline = time.monotonic() + 60
+        while not machine.path(victim).exists() and program.status is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        program.kill()
+        time.sleep(0.1)  # its child, which unpacks, sees the pipe closed
+        dpkg(machine, "--configure -a", check=False)
+        dpkg(machine, "-i daemon.deb")
+        assert machine.shell("dpkg --audit").stdout == ""
+        assert machine.path(KEY).read_text() == key
+        assert machine.path(CONFIG).read_text() == "mine: yes\n"
+    assert "dpkg-new" not in " ".join(files(machine))
+
+
+def test_another_architecture_is_refused_in_words(machine: Machine) -> None:
+    control = (ROOT / "build/deb/shadowmesh-daemon/DEBIAN/control").read_text()
+    other = "arm64" if ARCH == "amd64" else "amd64"
+    control = control.replace(f"Architecture: {ARCH}", f"Architecture: {other}")
+    machine.write("/opt/other/DEBIAN/control", control)
+    machine.shell("dpkg-deb --build /opt/other /opt/other.deb")
+    said = dpkg(machine, "-i other.deb", check=False)
+    assert f"package architecture ({other}) does not match system ({ARCH})" in said
+    assert not machine.path("/usr/lib/shadowmesh-daemon").exists()

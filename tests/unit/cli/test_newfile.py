@@ -1,0 +1,99 @@
+"""Files appear whole or not at all, and what was there is never lost."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from shadowmesh.cli import newfile
+from shadowmesh.cli.newfile import locked, refuse_existing, write_new
+from shadowmesh.errors import StartError
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(each.name for each in directory.iterdir())
+
+
+def test_a_new_file_and_its_directory(tmp_path: Path) -> None:
+    path = tmp_path / "etc" / "c.yaml"
+    assert write_new(str(path), "text\n") == ""
+    assert path.read_text() == "text\n"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert names(path.parent) == ["c.yaml"]
+    assert (
+        stat.S_IMODE((write_new(str(tmp_path / "r"), "", mode=0o644), tmp_path / "r")[1].stat().st_mode)
+        == 0o644
+    )
+
+
+def test_one_that_is_there_stays(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("old")
+    with pytest.raises(
+        StartError, match=r"c.yaml is there already; --force replaces it, and keeps it as .*c.yaml.bak$"
+    ):
+        write_new(str(path), "new")
+    with pytest.raises(StartError, match="there already"):
+        refuse_existing(str(path), force=False)
+    refuse_existing(str(path), force=True)
+    assert (path.read_text(), names(tmp_path)) == ("old", ["c.yaml"])
+
+
+def test_force_keeps_each(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("1")
+    path.chmod(0o640)
+    assert write_new(str(path), "2", force=True) == f"{path}.bak"
+    assert write_new(str(path), "3", force=True) == f"{path}.bak2"
+    assert write_new(str(path), "4", force=True, keep=False) == ""
+    assert names(tmp_path) == ["c.yaml", "c.yaml.bak", "c.yaml.bak2"]
+    texts = [(tmp_path / name).read_text() for name in names(tmp_path)]
+    assert texts == ["4", "1", "2"]
+    assert stat.S_IMODE(os.stat(f"{path}.bak").st_mode) == 0o640
+
+
+def test_a_link_leads_on(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    write_new(str(tmp_path / "link"), "text")
+    assert (tmp_path / "there").read_text() == "text"
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_nothing_is_left_of_one_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    path = tmp_path / "c.yaml"
+    path.write_text("old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(
+        StartError, match=r"cannot write .*c.yaml: No space left on device; nothing is changed"
+    ):
+        write_new(str(path), "new", force=True)
+    assert (path.read_text(), names(tmp_path)) == ("old", ["c.yaml"])
+
+
+def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "makedirs", denied)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    words = "Permission denied; use sudo, or write it elsewhere with --output FILE; nothing is changed"
+    with pytest.raises(StartError, match=words):
+        write_new(str(tmp_path / "x"), "")
+    with pytest.raises(StartError, match=words), locked(str(tmp_path / "x")):
+        pass
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_the_service_gets_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(newfile, "USER", "nobody")
+    write_new(str(tmp_path / "a"), "", for_service=True)
+    assert (tmp_path / "a").owner() == "nobody"
+    monkeypatch.setattr(newfile, "USER", "there-is-no-such-user")
+    write_new(str(tmp_path / "b"), "", for_service=True)
+    assert (tmp_path / "b").stat().st_uid == 0
