@@ -32,12 +32,23 @@ QUEUE_DELAY, QUEUE_FULL = "queue_delay", "queue_full"
 class _Flow(Generic[T]):
     """One flow: its packets as (time of arrival, size, packet), and the state of CoDel by the RFC's names."""
 
-    __slots__ = ("bytes", "count", "deficit", "drop_next", "dropping", "first_above", "last_count", "packets")
+    __slots__ = (
+        "ahead",
+        "bytes",
+        "count",
+        "deficit",
+        "drop_next",
+        "dropping",
+        "first_above",
+        "last_count",
+        "packets",
+    )
 
     def __init__(self) -> None:
         self.packets: deque[tuple[float, int, T]] = deque()
         self.bytes = 0
         self.deficit = 0
+        self.ahead = 0  # bytes before the packet that a drop hits which is due
         self.dropping = False
         self.count = self.last_count = 0
         self.drop_next = -inf
@@ -48,7 +59,9 @@ class FairQueue(Generic[T]):
     """Packets of many flows, at most `max_bytes` and `max_packets`; beyond, the fattest flow loses its head.
 
     dropped: called with each packet that is dropped and why; mark: puts a congestion mark (RFC 3168) into a
-    packet instead of its loss, False where it cannot. bytes: all that waits.
+    packet instead of its loss, False where it cannot. shared: each flow is of several connections, and what
+    is called a packet here is one or more of theirs, so that its chance to be dropped has to go by its bytes:
+    else whose packets are small would lose more often, and get less. bytes: all that waits.
     """
 
     def __init__(
@@ -61,6 +74,7 @@ class FairQueue(Generic[T]):
         quantum: int = QUANTUM,
         target: float = TARGET,
         interval: float = INTERVAL,
+        shared: bool = False,
     ) -> None:
         self.bytes = 0
         self._max_bytes = max_bytes
@@ -69,6 +83,7 @@ class FairQueue(Generic[T]):
         self._packets = 0
         self._target = target
         self._interval = interval
+        self._shared = shared
         self._dropped = dropped
         self._mark = mark
         self._flows: dict[int, _Flow[T]] = {}
@@ -166,6 +181,8 @@ class FairQueue(Generic[T]):
             if not late:
                 flow.dropping = False
             while flow.dropping and now >= flow.drop_next and head is not None:
+                if self._spares(flow, head[1]):
+                    break
                 flow.count += 1
                 marked = self._mark is not None and self._mark(head[2])
                 if not marked:
@@ -177,7 +194,7 @@ class FairQueue(Generic[T]):
                 flow.drop_next = self._law(flow.drop_next, flow.count)
                 if marked:
                     break
-        elif late and head is not None:
+        elif late and head is not None and not self._spares(flow, head[1]):
             if self._mark is None or not self._mark(head[2]):
                 self._dropped(head[2], QUEUE_DELAY)
                 head, _ = self._dequeue(flow, now)
@@ -187,6 +204,16 @@ class FairQueue(Generic[T]):
             flow.count = flow.last_count = delta if delta > 1 and soon else 1
             flow.drop_next = self._law(now, flow.count)
         return head
+
+    def _spares(self, flow: _Flow[T], size: int) -> bool:
+        """Whether the drop that is due hits a later packet: that of the byte in the middle of the flow."""
+        if not self._shared:
+            return False
+        flow.ahead = (flow.ahead or flow.bytes // 2) - size
+        if flow.ahead > 0:
+            return True
+        flow.ahead = 0
+        return False
 
     def _law(self, time: float, count: int) -> float:
         return time + self._interval / sqrt(count)

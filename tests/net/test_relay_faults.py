@@ -99,6 +99,22 @@ def test_a_broken_handler(monkeypatch: pytest.MonkeyPatch, broken: str, act: Cal
     assert set(reports) == {"unhandled exception in Connection: RuntimeError('a bug')"}
 
 
+def test_a_broken_write_at_the_end_of_a_read() -> None:
+    """What could not be sent is counted."""
+
+    async def main() -> None:
+        async with running_relay(QUICK) as relay, relay.client() as a, relay.client() as b:
+            await a.join(A, device="a")
+            await b.join(B, device="b")
+            holder(relay, B).write_frames = lambda frames: fails()
+            await sends_to_b(relay, a, b)
+            assert await b.closed() == (1011, "internal error")
+            assert relay.counters.drops["internal_error"] >= 1
+            relay.check_account()
+
+    assert drive(main, errors=None) == ["unhandled exception in Connection: RuntimeError('a bug')"]
+
+
 def test_a_broken_connection_does_not_stop_the_drain(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         async with running_relay(QUICK) as relay, relay.client() as a, relay.client() as b:

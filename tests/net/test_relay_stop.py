@@ -13,7 +13,6 @@ import pytest
 
 from shadowmesh.crypto.keys import DeviceKeys
 from shadowmesh.daemon.link import Identity, RelayLink
-from shadowmesh.testing.program import wait_for
 from shadowmesh.testing.relay_client import RelayClient, address, frame
 from shadowmesh.testing.relay_program import RelayProgram
 from shadowmesh.testing.scripted_relay import NETWORK, Engine
@@ -145,10 +144,10 @@ def test_sigterm_under_load_loses_no_queued_frame(relay: RelayProgram) -> None:
                 for i in range(len(readers)):
                     await sender.send(frame(address(f"r{i}"), address("s"), n.to_bytes(4) + LARGE))
             all_of_them = count * len(readers)
-            wait_for(lambda: relay.metric("frames_total") == all_of_them, "all frames in the relay")
+            await until(lambda: relay.metric("frames_total") == all_of_them, 10)
             assert relay.metric("frames_queued") > 100
             relay.signal(signal.SIGTERM)
-            relay.wait_for_text("relay is stopping")
+            await until(lambda: "relay is stopping" in relay.text())
             for reader in readers:
                 reader.ws.transport.resume_reading()
             for reader in readers:
@@ -156,6 +155,7 @@ def test_sigterm_under_load_loses_no_queued_frame(relay: RelayProgram) -> None:
                 assert numbers == list(range(count))
                 assert (await reader.closed())[0] == 1012
                 assert reader.data.empty()
+            assert (await sender.closed())[0] == 1012
 
     asyncio.run(scenario())
     assert relay.wait(5.0) == 0

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from math import inf, sqrt
+from random import Random
 
 from shadowmesh.fairqueue import INTERVAL, QUANTUM, QUEUE_DELAY, QUEUE_FULL, TARGET, FairQueue
 
@@ -121,6 +122,29 @@ def test_a_mark_takes_the_place_of_a_drop() -> None:
     drops, marks = standing(dropping, 1.0), standing(marking, 1.0)
     assert not marking.lost
     assert marks[:5] == drops[:5]
+
+
+def share_of_small(shared: bool) -> float:
+    """Of the drops of one flow, those of small packets, which are half of its bytes and three of four."""
+    random, lost = Random(1), Counter[int]()
+    queue: FairQueue[int] = FairQueue(
+        1 << 30, 1 << 30, lambda size, reason: lost.update([size]), shared=shared
+    )
+    now, ahead = 0.0, 0.05
+    for _ in range(60_000):
+        size = random.choices((2800, 8400), (3, 1))[0]
+        now += size / 2.3e6
+        queue.push("a", size, size, now)
+        while queue.bytes > ahead * 2.3e6:
+            if queue.pop(now) is None:
+                break
+    assert lost.total() > 500
+    return lost[2800] / lost.total()
+
+
+def test_a_drop_hits_a_packet_by_its_bytes_where_they_are_of_several_connections() -> None:
+    assert 0.4 < share_of_small(shared=True) < 0.6
+    assert share_of_small(shared=False) > 0.7
 
 
 def test_the_last_packet_is_never_dropped() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections import Counter
 from collections.abc import Iterator
 from time import monotonic
@@ -23,6 +24,13 @@ from shadowmesh.net.listen import listen
 MAX_HEADER_BYTES = 16 * 1024
 MAX_CONNECTIONS = 64
 REQUEST_SECONDS = 10.0
+ANSWER_SECONDS = 60.0  # after those, to make the answer (some take their time) and to take it
+_HEAD_END = re.compile(rb"\n\r?\n")
+_TOO_LONG = b'{"error": "the head of the request has more than %d bytes"}\n' % MAX_HEADER_BYTES
+_REFUSAL = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\nContent-Type: application/json\r\n"
+    b"Content-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(_TOO_LONG), _TOO_LONG)
+)
 SHUTDOWN_SECONDS = 1
 
 
@@ -77,7 +85,7 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """Drops a connection that has not sent a whole request in time, or that is one too many.
+    """Drops a connection that has not sent a whole request or taken its answer in time, or is one too many.
 
     uvicorn itself would wait for ever, and answer 503 to everybody when there are too many: one who opens
     connections and says nothing could have a healthy relay restarted.
@@ -88,7 +96,26 @@ class _Protocol(H11Protocol):
             self._make_room()
         super().connection_made(transport)
         self._since = monotonic()
+        self._head = 0  # bytes of it so far
+        self._last = b""  # of them, where its end may have begun
+        self._refused = False
+        self._overdue = False
         self._deadline = self.loop.call_later(REQUEST_SECONDS, self._too_slow)
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return  # read and forgotten: closed now, it would lose the answer
+        if self.cycle is None:
+            # h11 has this bound only for a head that comes in several reads.
+            end = _HEAD_END.search(self._last + data)
+            size = self._head - len(self._last) + end.end() if end else self._head + len(data)
+            if size > MAX_HEADER_BYTES:
+                self._refused = True
+                self.transport.write(_REFUSAL)
+                self.transport.write_eof()
+                return
+            self._head, self._last = size, (self._last + data)[-2:]
+        super().data_received(data)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._deadline.cancel()
@@ -98,8 +125,11 @@ class _Protocol(H11Protocol):
         """Anybody can ask for an upgrade; uvicorn's advice about it is not for our log."""
 
     def _too_slow(self) -> None:
-        if self._asks:
+        if self._asks or self._overdue:
             self.transport.abort()
+        else:
+            self._overdue = True
+            self._deadline = self.loop.call_later(ANSWER_SECONDS, self._too_slow)
 
     @property
     def _asks(self) -> bool:

@@ -185,6 +185,13 @@ class Protocol(WSProtocol):  # type: ignore[misc]
         spare = 0 if self._size < _BUSY_BUFFER else min(self._size * 9 // 10 - pending, _MOST_READ)
         return view[: min(free, spare if spare > 0 else room - 1)]
 
+    def buffer_updated(self, size: int) -> None:
+        try:
+            _buffer_updated(self, size)
+        finally:
+            if (ws := self.ws) is not None:
+                ws.guard(ws.on_read_end)
+
     def pause_writing(self) -> None:
         if self.ws is not None:
             self.ws.guard(self.ws.pause_writing)
@@ -289,7 +296,7 @@ class _Quiet:
         )
 
 
-_get_buffer = WSProtocol.get_buffer
+_get_buffer, _buffer_updated = WSProtocol.get_buffer, WSProtocol.buffer_updated
 _scrap = memoryview(bytearray(65536))
 _TOO_LONG = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 

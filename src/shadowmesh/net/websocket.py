@@ -93,6 +93,7 @@ class WebSocket(WSListener):
         "send_binary",
         "subprotocol",
         "write_buffer_size",
+        "write_frames",
     )
 
     early_close: ClassVar[tuple[int, str]] = (CLOSE_PROTOCOL, "message too long before the join")
@@ -102,6 +103,8 @@ class WebSocket(WSListener):
     """Send one BINARY message, silently dropped once closing. Bound to picows, no Python call in between."""
     write_buffer_size: Callable[[], int]
     """Bytes accepted but not yet taken by the kernel."""
+    write_frames: Callable[[list[bytes]], None]
+    """Send several whole frames (`binary_frame`) with one call; not for a connection that is closing."""
 
     def __init__(self) -> None:
         self.remote: tuple[str, int] = ("", 0)
@@ -127,7 +130,7 @@ class WebSocket(WSListener):
         self._controls: TokenBucket | None = None
         self._ping = 0
         self._ping_at = 0.0
-        self.send_binary = _not_open
+        self.send_binary = self.write_frames = _not_open
         self.write_buffer_size = int
 
     # Hooks
@@ -140,6 +143,9 @@ class WebSocket(WSListener):
 
     def on_text(self, text: str) -> None:
         """One TEXT message."""
+
+    def on_read_end(self) -> None:
+        """All messages that one read from the socket has completed were delivered."""
 
     def on_unfinished(self, size: int) -> None:
         """Of a message in fragments `size` bytes have come so far; 0: it is complete."""
@@ -264,6 +270,7 @@ class WebSocket(WSListener):
         self._transport = transport
         self.send_binary = partial(transport.send, _BINARY)
         lower: Any = transport.underlying_transport
+        self.write_frames = lower.writelines
         # What OpenSSL has encrypted and the kernel not taken waits, too; get_write_buffer_size forgets it.
         of_tls = isinstance(lower, SSLTransport_Socket)
         self.write_buffer_size = lower.get_local_write_buffer_size if of_tls else lower.get_write_buffer_size
@@ -412,5 +419,11 @@ class WebSocket(WSListener):
 _NO_HEADERS: Any = MappingProxyType({})
 
 
-def _not_open(data: Buffer) -> None:
+def binary_frame(payload: Buffer) -> bytes:
+    """One BINARY message of less than 64 KiB, as a server sends it: not masked [5.2]."""
+    size = len(payload)
+    return (bytes((0x82, size)) if size < 126 else b"\x82\x7e" + size.to_bytes(2)) + payload
+
+
+def _not_open(data: object) -> None:
     raise LocalProtocolError("the WebSocket is not open yet")

@@ -5,30 +5,26 @@
     draining  the relay stops: frames of this client are dropped, what waits for it still goes out
     closed    nothing in, nothing out; the WebSocket is gone within two seconds
 
-The data path is `on_binary` of the sender and `deliver` of the receiver, called straight from the event loop.
-What only some connections or some relays do (`Draining`, and those of `relay.kinds`) is a class of its own,
-and a connection changes its class: so it costs the others nothing.
+The data path is `on_binary` of the sender and `deliver` of the receiver (`relay.delivery`), called
+straight from the event loop. What only some connections or some relays do (`Draining`, and those of
+`relay.kinds`) is a class of its own, and a connection changes its class: so it costs the others nothing.
 """
 
 from __future__ import annotations
 
 import secrets
 import socket
-from asyncio import get_running_loop
 from contextlib import suppress
 from math import inf
-from random import randrange
 from time import monotonic
 from typing import TYPE_CHECKING, cast
 
 from shadowmesh.crypto.join import verify_join
 from shadowmesh.errors import ControlError, JoinError
-from shadowmesh.net.sendbuffer import SendBuffer
-from shadowmesh.net.websocket import WebSocket
 from shadowmesh.ratelimit import TokenBucket
 from shadowmesh.relay.admission import GoneLimiter
-from shadowmesh.relay.counters import MEASURED_EVERY
-from shadowmesh.relay.outbox import FRAME_COST, Outbox
+from shadowmesh.relay.delivery import Receiver
+from shadowmesh.relay.outbox import FRAME_COST
 from shadowmesh.relay.pacing import Pace, Pacing, Reader, receive_buffer
 from shadowmesh.relay.router import MAX_HELD, Member, Outcome
 from shadowmesh.wire.control import (
@@ -88,7 +84,7 @@ class _Limits:
         """When the client was told of each kind of bad frame."""
 
 
-class Connection(WebSocket):
+class Connection(Receiver):
     """A WebSocket connection of a client; `server` has what all of them share.
 
     client: its address and port (0: not known), also behind a trusted proxy; source: what counts as one
@@ -98,29 +94,19 @@ class Connection(WebSocket):
 
     __slots__ = (
         "_asked",
-        "_behind",
-        "_blocked",
-        "_buffer",
-        "_counters",
         "_limits",
         "_nonce",
-        "_outbox",
         "_pacing",
         "_pinged",
         "_progress",
         "_progress_at",
-        "_room",
-        "_server",
         "_unfinished",
         "_unfinished_at",
-        "_waiting",
         "_watched",
         "bytes_in",
-        "bytes_out",
         "client",
         "done",
         "frames_in",
-        "frames_out",
         "grant",
         "heard_at",
         "member",
@@ -130,7 +116,7 @@ class Connection(WebSocket):
     )
 
     def __init__(self, server: Server, client: tuple[str, int], source: str, peer_id: str) -> None:
-        super().__init__()
+        super().__init__(server)
         self.peer_id = peer_id
         self.client = client
         self.source = source
@@ -138,29 +124,16 @@ class Connection(WebSocket):
         self.opened_at = self.heard_at = monotonic()
         self.member: Member[Connection] | None = None
         self.done = False
-        self.frames_in = self.bytes_in = self.frames_out = self.bytes_out = 0
-        self._server = server
-        self._counters = server.counters
+        self.frames_in = self.bytes_in = 0
         self._nonce = secrets.token_bytes(32)
         self._asked: Join | None = None
         """The join, while it waits for being verified."""
         self._pacing: Pacing | None = None
         self._limits: _Limits | None = None
         self._pinged = False
-        self._blocked = False
-        """Bytes wait in the transport: its socket takes no more."""
-        self._room = 0
-        """Bytes of frames that may join those, before the outbox is used."""
-        self._behind = 0
-        """What has joined them, as `Memory` counts it."""
         self._unfinished = 0
         """Bytes of a message whose fragments have not all come, since `_unfinished_at`."""
         self._unfinished_at = 0.0
-        self._waiting: list[float] = []
-        """When those of the measured frames were read whose last bytes the kernel has not taken yet."""
-        self._outbox: Outbox | None = None
-        self._buffer: SendBuffer | None = None
-        """Of one that was sent much."""
         self._watched = 0
         """`bytes_out` when it was last looked at."""
         self._progress = -1
@@ -255,8 +228,8 @@ class Connection(WebSocket):
             self._finish("connection lost" if code is None else f"closed by the client ({code})")
 
     def fail(self, error: Exception) -> None:
-        """A bug of ours has met this connection: report it, and end no other."""
-        self._report(error)
+        """Report a bug, and end this connection."""
+        super().fail(error)
         self.end(CLOSE_INTERNAL, "internal error")
 
     def _end_early(self) -> None:
@@ -386,7 +359,10 @@ class Connection(WebSocket):
     def _check_claims(self, claims: Claims) -> None:
         config = self._server.config
         if claims.version != VERSION:
-            raise JoinError(f"protocol version {claims.version}; this relay speaks {VERSION}")
+            older = "the relay" if claims.version > VERSION else "the client"
+            raise JoinError(
+                f"protocol version {claims.version}; this relay speaks {VERSION}: upgrade {older}"
+            )
         if config.public_names and claims.relay not in config.public_names:
             raise JoinError("this relay has another name than the one dialled")
         if config.allowed_networks and claims.network not in config.allowed_networks:
@@ -414,104 +390,17 @@ class Connection(WebSocket):
             return self._drop("own_destination")
         try:
             clock = self._server.clock
-            receiver.deliver(frame, clock.at or clock.begin(), member)
+            receiver.deliver(frame, clock.at or clock.begin(), member.device)
         except Exception as error:
             self._counters.drops["internal_error"] += 1
             receiver.fail(error)
 
-    def deliver(self, frame: memoryview, read_at: float, sender: Member[Connection]) -> None:
-        """Send a frame to this client, or keep a copy while its socket takes no more.
-
-        read_at: monotonic time at which the turn of the event loop began that read it.
-        """
-        if self.closing:
-            self.lose("receiver_left")
-        elif not self._blocked:
-            self.send_binary(frame)
-            self.frames_out += 1
-            self.bytes_out += len(frame)
-            self._sent(read_at)
-        elif self._room > 0 and self._server.memory.has_room(len(frame)):
-            self._send_behind(frame, read_at)
-        else:
-            if self._outbox is None:
-                self._outbox = Outbox(self._server.memory, self)
-            self._outbox.push(bytes(frame), read_at, sender.device)
-
-    def _sent(self, read_at: float) -> None:
-        """Measure the latency: of each frame that waits for the kernel to take it, of some that do not."""
-        if self._blocked:
-            self._waiting.append(read_at)
-            return
-        counters = self._counters
-        counters.unmeasured -= 1
-        if counters.unmeasured < 0:
-            counters.unmeasured = randrange(2 * MEASURED_EVERY - 1)
-            now = monotonic()
-            counters.latency.record(now - read_at, now, MEASURED_EVERY)
-
-    def _record(self, read_at: float) -> None:
-        now = monotonic()
-        self._counters.latency.record(now - read_at, now)
-
-    def _send_behind(self, frame: memoryview | bytes, read_at: float) -> None:
-        """Give the transport a frame to send behind those that wait there."""
-        size = len(frame)
-        self._room -= size
-        self._behind += size + FRAME_COST
-        self._server.memory.used += size + FRAME_COST
-        self.send_binary(frame)
-        self.frames_out += 1
-        self.bytes_out += size
-        self._waiting.append(read_at)
-
-    def _free_behind(self) -> None:
-        self._server.memory.used -= self._behind
-        self._behind = 0
-
-    def pause_writing(self) -> None:
-        """The kernel takes no more: frames wait from here on."""
-        self._blocked = True
-        self._send_buffer().blocked()
-        self._room = self._server.config.write_buffer_size - self.write_buffer_size()
-
-    def _send_buffer(self) -> SendBuffer:
-        if self._buffer is None:
-            self._buffer = SendBuffer(self.tcp_socket(), get_running_loop())
-        return self._buffer
-
-    def resume_writing(self) -> None:
-        """The kernel has taken everything: send what waits until it is full again."""
-        self._blocked = False
-        self._send_buffer().unblocked()
-        self._free_behind()
-        for read_at in self._waiting:
-            self._record(read_at)
-        self._waiting.clear()
-        outbox, now = self._outbox, monotonic()
-        while outbox and not self.closing:
-            if self._blocked and self._room <= 0:
-                return
-            item = outbox.pop(now)
-            if item is None:
-                break
-            frame, read_at = item
-            if not self._blocked:
-                self.send_binary(frame)
-                self.frames_out += 1
-                self.bytes_out += len(frame)
-                if self._blocked:
-                    self._waiting.append(read_at)
-                else:
-                    self._record(read_at)
-            else:
-                self._send_behind(frame, read_at)  # as much room as it had
-        if not outbox:
-            self._outbox = None
-
-    def lose(self, reason: str, destination: bytes = b"", frames: int = 1) -> None:
-        """Frames of this client, or for it, are lost."""
-        self._counters.drops[reason] += frames
+    def on_read_end(self) -> None:
+        """Send on what came with this read."""
+        if batches := self._server.batches:
+            self._server.batches = []
+            for receiver, read_at, sender in batches:
+                receiver.flush(read_at, sender)
 
     def _drop(self, reason: str) -> None:
         self.lose(reason)

@@ -116,7 +116,9 @@ class Outbox:
 
     def __init__(self, memory: Memory, owner: Owner, max_bytes: int = MAX_BYTES) -> None:
         # A turn is as long as bulk frames usually are; the bounds are kept here.
-        self._queue: FairQueue[tuple[bytes, float]] = FairQueue(maxsize, maxsize, self._lost, quantum=16384)
+        self._queue: FairQueue[tuple[bytes, float]] = FairQueue(
+            maxsize, maxsize, self._lost, quantum=16384, shared=True
+        )
         self._max_bytes = max_bytes
         self._memory = memory
         self.owner = owner

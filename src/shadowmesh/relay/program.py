@@ -11,13 +11,12 @@ import signal
 import sys
 from typing import TYPE_CHECKING, cast
 
-from shadowmesh import __version__
+from shadowmesh import __version__, onefile
 from shadowmesh.config.loader import DEFAULT_RELAY_PATH, load_relay_config
 from shadowmesh.config.reload import changed, merged, needs_restart
 from shadowmesh.config.values import LEVELS
-from shadowmesh.errors import ConfigError, StartError
 from shadowmesh.net.loop import run_loop
-from shadowmesh.observe.logging import Style, configure, drain, get_logger
+from shadowmesh.observe.logging import Style, configure, drain, get_logger, log_not_reloaded
 from shadowmesh.observe.systemd import Notifier
 from shadowmesh.relay.app import Relay, last_day, start
 
@@ -91,6 +90,8 @@ class _Program:
         log.info("relay has stopped")
 
     def _on_signal(self, number: int) -> None:
+        if onefile.echo():
+            return
         if self._stop.is_set():
             log.warning("a second signal ends the relay at once", signal=signal.Signals(number).name)
             drain(LAST_WORDS)
@@ -167,15 +168,8 @@ class _Program:
                 await self._reload()
                 self._refused = False
                 self._check_files(files)
-            except ConfigError as error:
-                for problem in error.problems:
-                    log.error(problem)
-                log.error("configuration not reloaded", problems=len(error.problems))
-            except StartError as error:
-                log.error("configuration not reloaded", why=str(error))
-            except Exception:
-                # A bug in a reload costs the reload, not the clients.
-                log.exception("configuration not reloaded")
+            except Exception as error:  # a bug in a reload costs the reload, not the clients
+                log_not_reloaded(log, error)
             self._notifier.ready(self._status())
 
     async def _reload(self) -> None:

@@ -41,12 +41,13 @@ from shadowmesh.wire.control import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Hashable
 
     from shadowmesh.config.relay import RelayConfig
     from shadowmesh.net.server import Server as Listener
     from shadowmesh.net.tls import Certificate
     from shadowmesh.observe.lag import LoopLag
+    from shadowmesh.relay.delivery import Receiver
     from shadowmesh.relay.keys import Keys
     from shadowmesh.relay.router import Member
 
@@ -97,6 +98,8 @@ class Server:
         self.paces = Paces()
         self.memory = Memory(config.queue_size, config.limits.queue_memory)
         self.clock = TurnClock()
+        self.batches: list[tuple[Receiver, float, Hashable]] = []
+        """Whom the read that goes on has short frames for; when it was made, and of which device."""
         self.router: Router[Connection] = Router(
             AWAY_PER_CONNECTION * config.max_connections,
             grace=self.timing.grace,
