@@ -270,9 +270,11 @@ def test_a_probe_is_answered() -> None:
 
 
 def test_counters_of_a_peer() -> None:
+    """The packet that the handshake carried counts, too: 4 + 20 bytes, without padding."""
     mesh, a, b = met()
     a.ping(b, bytes(100))
     mesh.run(0.1)
-    assert (a.peer(b).messages_out, a.peer(b).bytes_out) == (1, 128)
-    assert (b.peer(a).messages_in, b.peer(a).bytes_in) == (1, 128)
+    assert (a.peer(b).messages_out, a.peer(b).bytes_out) == (2, 24 + 128)
+    assert (b.peer(a).messages_in, b.peer(a).bytes_in) == (2, 24 + 128)
+    assert (a.peer(b).messages_in, a.peer(b).bytes_in) == (b.peer(a).messages_out, 0) == (0, 0)
     assert a.peer(b).handshakes == 1

@@ -5,19 +5,25 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
+from types import SimpleNamespace
+from typing import cast
+from unittest.mock import Mock
 
 import pytest
 
 from shadowmesh.crypto.keys import DeviceKeys, NetworkKeys
 from shadowmesh.daemon import link as link_module
 from shadowmesh.daemon import links as links_module
-from shadowmesh.daemon.engine import Engine
 from shadowmesh.daemon.link import Identity, RelayLink
 from shadowmesh.daemon.links import Links
+from shadowmesh.daemon.listener import Engine
+from shadowmesh.daemon.names import located
 from shadowmesh.testing.devices import Device, reaches
 from shadowmesh.testing.memory import SECRET
+from shadowmesh.testing.packets import tcp_packet, unfinished
 from shadowmesh.testing.relay_server import TestRelay, running_relay
-from shadowmesh.testing.websocket import until
+from shadowmesh.testing.websocket import accepting, until
 
 
 class Way:
@@ -27,15 +33,13 @@ class Way:
         self.relay = relay
         self.port = 0
         self.swallowing = self.refusing = False
+        self.takes = 0  # bytes from the device, each 20 ms; 0: all there is
         self._pipes: list[asyncio.StreamWriter] = []
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Way]:
-        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.port = server.sockets[0].getsockname()[1]
-        async with server:
+        async with accepting(self._accept) as self.port:
             yield self
-            self.cut()
 
     def cut(self) -> None:
         for writer in self._pipes:
@@ -48,11 +52,19 @@ class Way:
             return
         to_relay = await asyncio.open_connection("127.0.0.1", self.relay.port)
         self._pipes += [writer, to_relay[1]]
-        await asyncio.gather(self._pump(reader, to_relay[1]), self._pump(to_relay[0], writer))
+        await asyncio.gather(self._pump(reader, to_relay[1], up=True), self._pump(to_relay[0], writer))
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _read(self, reader: asyncio.StreamReader, up: bool) -> bytes:
+        if up and self.takes:
+            await asyncio.sleep(0.02)
+            return await reader.read(self.takes)
+        return await reader.read(65536)
+
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, up: bool = False
+    ) -> None:
         with suppress(ConnectionError):
-            while data := await reader.read(65536):
+            while data := await self._read(reader, up):
                 if not self.swallowing:
                     writer.write(data)
         writer.close()
@@ -258,31 +270,61 @@ def test_two_devices_with_one_ip_where_they_share_one_relay_of_two(common: int) 
             await other.stop()
 
 
-def test_a_full_socket_holds_up_the_others_for_a_moment_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(links_module, "NO_PROGRESS", 0.05)
+@pytest.mark.parametrize("takes", [1, 2000], ids=["nothing", "a little now and then"])
+def test_a_relay_that_takes_little_holds_up_nothing_but_its_own(takes: int) -> None:
+    @with_devices(2, [[0, 1], [0], [1]])
+    async def scenario(relays: list[TestRelay], ways: list[list[Way]], devices: list[Device]) -> None:
+        a, b, c = devices
+        await until(lambda: all_joined(a, b, c))
+        await reaches(a, b)
+        await reaches(a, c)
+        ways[0][0].takes = takes
+        record = memoryview(unfinished(tcp_packet("10.10.10.1", "10.10.10.2", bytes(60_000)), 1000))
 
-    class Counting(Engine):
-        def __init__(self) -> None:
-            self.paused = 0
+        def flooded() -> bool:
+            a.kernel.write(record)
+            return a.links[0].full
 
-        def pause(self) -> None:
-            self.paused += 1
+        times = []
+        try:
+            await until(flooded)
+            for _ in range(20):
+                flooded()
+                times.append(await reaches(a, c))
+        finally:
+            ways[0][0].takes = 0  # or what it has already would keep it busy
+        assert max(times) < 0.4
+        assert a.happened("relay_lost") == []
 
-        def resume(self) -> None:
-            self.paused = 0
+
+def test_a_full_link_stays_one_when_others_come_and_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RelayLink, "full", True)
 
     async def main() -> None:
         identity = Identity(NetworkKeys(SECRET), DeviceKeys(bytes(32), bytes(32)), bytes(16), (bytes(16),))
-        two = [RelayLink(f"ws://h{i}/relay", "h", identity, "p", lambda *a, **f: None) for i in range(2)]
-        links, engine = Links(two), Counting()
-        links.listener = engine
-        links.fills(two[0])
-        assert engine.paused
-        links.flows(two[1])
-        assert engine.paused
-        await until(lambda: not engine.paused)
-        links.fills(two[0])
-        links.flows(two[0])
-        assert not engine.paused
+        link = RelayLink("ws://name/relay", "name", identity, "p", lambda *a, **f: None)
+        links = Links([link])
+        told: list[tuple[str, object]] = []
+
+        def tell(what: str, via: object = None) -> None:
+            told.append((what, via))
+
+        names = ("joined", "lost", "pause", "resume")
+        others = dict.fromkeys(("on_frame", "gone", "refused", "draining"), Mock())
+        links.listener = cast(
+            Engine, SimpleNamespace(**others, **{name: partial(tell, name) for name in names})
+        )
+        link.listener.joined()
+        (entry,) = links._entries
+        addresses = [located(f"192.0.2.{number}", 80) for number in (1, 2)]
+        told.clear()
+        links._answered(entry, addresses, link)
+        assert len(links.links) == 2
+        assert told == [("joined", link), ("pause", link), ("resume", None)]
+        link.listener.resume()
+        assert told.pop() == ("resume", link)
+        told.clear()
+        links._remove(entry, links.links[1])
+        assert told == [("lost", link), ("joined", None), ("pause", None)]
 
     asyncio.run(main())

@@ -108,6 +108,7 @@ def test_a_slow_path(lab: Lab) -> None:
     (peer,) = facts(lab, "a")["peers"]
     assert 60 <= peer["rtt_ms"] < 100
     assert facts(lab, "a")["relay"]["rtt_ms"] < 40
+    assert 60 <= facts(lab, "b")["relay"]["rtt_ms"] < 100
     assert shadowmesh(lab, "a", "peers").stdout.splitlines()[1].split()[0] == "b"
 
 
@@ -164,4 +165,6 @@ def test_a_wrong_key_and_one_ip_for_two(lab: Lab) -> None:
     lab.start_client("d", f"{A}/24", KEY)
     for host in ("a", "d"):
         wait_for(lab, host, "diagnosis", lambda status: "duplicate_local_ip" in codes(status))
-    assert A in facts(lab, "d")["relay"]["refused"]
+    assert facts(lab, "d")["relay"]["refused"] == {A: "address_in_use"}
+    assert facts(lab, "a")["relay"]["refused"] == {}
+    assert facts(lab, "a")["contested"][A] < 30

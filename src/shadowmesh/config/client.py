@@ -326,10 +326,13 @@ def _key_from(name: str, value: object, info: ValidationInfo) -> SecretKey | Non
         if path is not None:
             _refuse([(at, f"stands beside encryption.{name}; keep one of them")])
         return key
-    if path is None:
+    # A file of root's alone is shown to the service by systemd.
+    if path is None or (os.path.exists(path) and not os.access(path, os.R_OK)):
         directory = os.environ.get("CREDENTIALS_DIRECTORY", "")
-        path, at = os.path.join(directory, f"encryption.{name}"), ("encryption", name)
-        if not directory or not os.path.lexists(path):
+        credential = os.path.join(directory, f"encryption.{name}")
+        if directory and os.path.lexists(credential):
+            path, at = credential, ("encryption", name)
+        elif path is None:
             return None
     try:
         return network_key_in(path)

@@ -9,6 +9,8 @@ from shadowmesh.config.values import Model
 
 LIVE = frozenset({"relay", "peers", "daemon.log_level"})
 """Sections and keys that apply while the tunnel stays up; all others need a restart."""
+_BESIDE_OVERLAY = frozenset({"routes", "advertise"})
+"""Keys of `network` that apply, too, as long as `local_ip`, which they were checked against, stays."""
 _PLACES = frozenset({"encryption.key_file", "encryption.next_key_file"})
 """Keys that only say where another one stands."""
 
@@ -52,6 +54,8 @@ def _different(old: ClientConfig, new: ClientConfig) -> list[tuple[str, str, Any
 def _is_live(section: str, key: str, old: ClientConfig, new: ClientConfig) -> bool:
     if section == "encryption":  # a network that this device is in already can become the first
         return new.encryption.key in (old.encryption.key, old.encryption.next_key)
+    if section == "network":
+        return key in _BESIDE_OVERLAY and new.network.local_ip == old.network.local_ip
     return section in LIVE or f"{section}.{key}" in LIVE
 
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from shadowmesh.config import client, relay
-from shadowmesh.config.client import ClientConfig
+from shadowmesh.config.client import ClientConfig, DaemonConfig
 from shadowmesh.config.relay import RelayConfig
 from shadowmesh.config.values import NO_VALUE, Model, Problems, shown
 from shadowmesh.config.yaml import KEY, MAX_BYTES, Document, Path, Problem, parse
@@ -107,6 +107,19 @@ def load_client_config(path: str) -> Loaded[ClientConfig]:
     """The daemon's configuration. Raises ConfigError with all problems."""
     content, mode = _read(path)
     return _warn_of_readers(parse_client_config(content, path), mode)
+
+
+def load_daemon_section(path: str) -> DaemonConfig | None:
+    """`daemon:` of a client's configuration, None without a valid one; all else may be wrong or hidden.
+
+    For who only looks for the daemon of this host: the key of a service is shown to the service alone.
+    """
+    try:
+        content, _ = _read(path)
+        section = parse(content, path).data.get("daemon", {})
+        return DaemonConfig.model_validate(section)
+    except (ConfigError, ValidationError):
+        return None
 
 
 def parse_relay_config(content: bytes, name: str) -> Loaded[RelayConfig]:

@@ -8,11 +8,11 @@ to another Origin, and without CORS. Changes need the token, which no page has.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cached_property
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -27,8 +27,12 @@ from shadowmesh.errors import ConfigError, ShadowMeshError, StartError
 from shadowmesh.net.http import HttpServer, serve_http
 
 MAX_BODY = 4096
-_SAME_SITE = ("none", "same-origin")  # Sec-Fetch-Site of what no other page has asked for
+_SAME_SITE = {"none", "same-origin"}  # Sec-Fetch-Site of what no other page has asked for
 _JSON = "application/json"
+# No more than this: what some parsers take for a port or drop behind the name is a way in for another name.
+_HOST = re.compile(
+    r"(?:\[([0-9a-f]*:[0-9a-f:.]+)\]|([0-9.]+|localhost))(?::[0-9]{1,5})?", re.ASCII | re.IGNORECASE
+)
 
 Fields = Mapping[str, Any]
 Answer = Awaitable[Response]
@@ -121,7 +125,7 @@ class _Api:
 
     async def _route(self, request: Request) -> Response:
         _check_source(request)
-        path = request.url.path
+        path = request.scope["path"]
         if path in self._gets:
             if request.method not in ("GET", "HEAD"):
                 raise Refused(405, f"{path} is for GET", {"Allow": "GET, HEAD"})
@@ -188,7 +192,7 @@ class _Api:
 
     async def _reload(self, fields: Fields) -> Response:
         _only(fields)
-        return answer(self._control.reload())
+        return answer(await self._control.reload())
 
     async def _trust(self, fields: Fields) -> Response:
         _only(fields, "ip", "fingerprint")
@@ -208,25 +212,24 @@ class _Api:
 
 def _check_source(request: Request) -> None:
     """Refuse what another site's page could have asked for, whatever the path. Raises Refused."""
-    host = request.headers.get("host", "")
-    if not _is_own(host, request.scope.get("server")):
+    host, *others = request.headers.getlist("host") or [""]
+    if others or not _is_own(host, request.scope.get("server")):
         raise Refused(403, "this Host is not served here: use this address or localhost")
-    origin = request.headers.get("origin")
-    if origin is not None and origin.lower() != f"http://{host}".lower():
-        raise Refused(403, "no web page of another origin may ask")
-    if request.headers.get("sec-fetch-site", "none") not in _SAME_SITE:
+    origins, sites = request.headers.getlist("origin"), request.headers.getlist("sec-fetch-site")
+    foreign = any(origin.lower() != f"http://{host}".lower() for origin in origins)
+    if foreign or len(origins) > 1 or not set(sites) <= _SAME_SITE:
         raise Refused(403, "no web page of another origin may ask")
 
 
 def _is_own(host: str, server: tuple[str, int | None] | None) -> bool:
     """Whether a Host header names localhost or the address that this connection came to."""
+    name = _HOST.fullmatch(host)
+    if name is None:
+        return False
+    if host[0] in "lL":
+        return True
     try:
-        name = urlsplit(f"//{host}")
-        if name.username is not None or name.path or name.query or name.fragment:
-            return False
-        if name.hostname == "localhost":
-            return True
-        return server is not None and _ip(name.hostname or "") == _ip(server[0])
+        return server is not None and _ip(name[1] or name[2]) == _ip(server[0])
     except ValueError:
         return False
 

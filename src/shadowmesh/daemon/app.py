@@ -12,12 +12,13 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
-from shadowmesh import __version__
+from shadowmesh import __version__, onefile
 from shadowmesh.config.client import ClientConfig
 from shadowmesh.config.client_reload import changed, merged, needs_restart
 from shadowmesh.config.loader import load_client_config
@@ -31,18 +32,18 @@ from shadowmesh.daemon.engine import Engine, Link
 from shadowmesh.daemon.events import Events
 from shadowmesh.daemon.link import AGENT, RelayLink
 from shadowmesh.daemon.links import Links
-from shadowmesh.daemon.networks import Network, Networks
+from shadowmesh.daemon.networks import Network, Networks, run_links
 from shadowmesh.daemon.ping import Pinger
 from shadowmesh.daemon.report import Report
 from shadowmesh.daemon.state import StateDirectory
-from shadowmesh.errors import ConfigError, RequestError, StartError, TunError
-from shadowmesh.mesh.context import Local
+from shadowmesh.errors import RequestError, StartError, TunError
+from shadowmesh.mesh.context import IPNetwork, Local
 from shadowmesh.mesh.mesh import Mesh
 from shadowmesh.mesh.trust import Trust
 from shadowmesh.net.client import check_ca_file
 from shadowmesh.net.loop import run_loop
 from shadowmesh.net.watch import NetworkWatch
-from shadowmesh.observe.logging import configure, get_logger
+from shadowmesh.observe.logging import configure, get_logger, log_not_reloaded
 from shadowmesh.observe.systemd import Notifier
 from shadowmesh.tun.base import TunDevice
 from shadowmesh.tun.linux import open_tun
@@ -99,6 +100,9 @@ class Daemon:
         self._tun = tun
         self._notifier = Notifier()
         self._remembering: asyncio.TimerHandle | None = None
+        self._reloading = asyncio.Lock()
+        self._hangups: set[asyncio.Task[None]] = set()
+        self._relinked = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop
         self._stop: asyncio.Future[None]
         self._events: Events
@@ -171,7 +175,7 @@ class Daemon:
             name=config.peer.id,
             mtu=config.network.mtu,
             agent=AGENT,
-            routes=tuple((route.to, route.via.packed) for route in config.network.routes),
+            routes=_hops(config),
             advertise=config.network.advertise,
         )
         first = self._make_network(config.encryption.key)
@@ -184,10 +188,13 @@ class Daemon:
         self._report = report = Report(
             first.context, first.mesh, engine, self._tun, first.links, self._events.counts, now, pinger.rtt
         )
-        self._control = Control(first.mesh, report, pinger, self._run_links, self.reload, self.trust)
+        links = partial(run_links, lambda: self._networks, self._relinked)
+        self._control = Control(first.mesh, report, pinger, links, self.reload, self.trust)
         self._arrange()
 
     def _on_signal(self) -> None:
+        if onefile.echo():
+            return
         if self._stop.done():
             os._exit(1)  # asked twice: at once
         self._stop.set_result(None)
@@ -276,25 +283,21 @@ class Daemon:
             both = Networks(self._networks)
             self._mesh, self._link = cast(Mesh, both), both
         contexts = [network.context for network in self._networks]
-        self._engine.use(self._link, self._mesh)
+        full = any(network.full for network in self._networks)  # one that was there before
+        self._engine.use(self._link, self._mesh, full=full)
         self._report.use(contexts, self._mesh, self._links())
         for network in self._networks:
             if isinstance(network.link, Links):
                 network.link.changed = self._on_links
         self._pinger.use(first.context, self._mesh)
         self._control.use(self._mesh)
-        self._control.relink()
+        self._relinked.set()
 
     def _links(self) -> list[RelayLink]:
         return [link for network in self._networks for link in network.links]
 
     def _on_links(self) -> None:
         self._report.links = self._links()
-
-    async def _run_links(self) -> None:
-        async with asyncio.TaskGroup() as group:
-            for network in self._networks:
-                group.create_task(network.link.run(), name=f"network {network.keys.network_id.hex()[:16]}")
 
     def _on_network(self, reason: str) -> None:
         if not self._report.down:
@@ -318,48 +321,67 @@ class Daemon:
 
     def _on_hangup(self) -> None:
         self._notifier.reloading()
+        task = self._loop.create_task(self._reload_and_log(), name="reload")
+        self._hangups.add(task)
+        task.add_done_callback(self._hangups.discard)
+
+    async def _reload_and_log(self) -> None:
         try:
-            self.reload()
-        except ConfigError as error:
-            for problem in error.problems:
-                log.error(problem)
-            log.error("configuration not reloaded", problems=len(error.problems))
-        except StartError as error:
-            log.error("configuration not reloaded", why=str(error))
-        except Exception:
-            # A bug in a reload costs the reload, not the tunnel.
-            log.exception("configuration not reloaded")
+            await self.reload()
+        except Exception as error:  # a bug in a reload costs the reload, not the tunnel
+            log_not_reloaded(log, error)
         self._notifier.ready(self._status_line())
 
-    def reload(self) -> dict[str, Any]:
+    async def reload(self) -> dict[str, Any]:
         """Read the configuration again and take over what can be; the rest stays as it is (POST /reload).
 
         Returns the keys that apply now, and lines about those that do not and about the file. Raises
         ConfigError with all problems of a file that cannot be used, StartError if a file that it names cannot
-        be; nothing has changed then.
+        be, TunError if the kernel does not take a route; nothing has changed then.
         """
         if not self._file:
             raise RequestError("this daemon has no configuration file to read again")
+        async with self._reloading:
+            return await self._reload()
+
+    async def _reload(self) -> dict[str, Any]:
         old, loaded = self._config, load_client_config(self._file)
         if loaded.config.relay.tls_ca_file is not None:
             check_ca_file(loaded.config.relay.tls_ca_file)
-        config = self._config = merged(old, loaded.config)
+        config = merged(old, loaded.config)
+        if config.network.routes != old.network.routes:
+            routes = [route.to for route in config.network.routes]
+            await self._loop.run_in_executor(None, self._tun.set_routes, routes)
+        self._config = config
         applied, refused = changed(old, loaded.config), needs_restart(old, loaded.config)
+        warnings = list(loaded.warnings)
         if "daemon.log_level" in applied:
             configure(config.daemon.log_level)
         if config.peers != old.peers:
             for network in self._networks:
                 network.trust.configure(self._pins(), strict=config.peers.verify == "strict")
                 network.mesh.recheck()
+        if config.network != old.network:
+            warnings += self._route(old.network.advertise)
         if config.relay != old.relay:
             for network in self._networks:
                 network.use(self._make_links(network))
         if config.encryption != old.encryption or config.relay != old.relay:
             self._arrange()
-        for warning in (*loaded.warnings, *refused):
+        for warning in (*warnings, *refused):
             log.warning(warning)
         log.info("configuration reloaded", changed=", ".join(applied) or "nothing", config=self._file)
-        return {"applied": list(applied), "refused": refused, "warnings": loaded.warnings}
+        return {"applied": list(applied), "refused": refused, "warnings": warnings}
+
+    def _route(self, before: tuple[IPNetwork, ...]) -> list[str]:
+        """Route and offer what is configured now; before: what was offered. Returns warnings."""
+        advertise = self._config.network.advertise
+        seq = self._local.seq + (advertise != before)
+        self._local = replace(self._local, routes=_hops(self._config), advertise=advertise, seq=seq)
+        for network in self._networks:
+            network.mesh.use(self._local)
+        self._engine.arm()
+        return _forwarding(advertise) if advertise != before else []
 
     # -- identities
 
@@ -433,14 +455,9 @@ class Daemon:
             before = set(found)
 
     def _log_start(self) -> None:
-        for warning in (*self._tun.warnings, *self._state.warnings):
+        forwarding = _forwarding(self._config.network.advertise)
+        for warning in (*self._tun.warnings, *self._state.warnings, *forwarding):
             log.warning(warning)
-        for version in {prefix.version for prefix in self._config.network.advertise}:
-            if not _forwards(version):
-                log.warning(
-                    "network.advertise offers other networks, but this host does not forward packets: "
-                    f"sysctl -w {_FORWARDING[version]}=1"
-                )
         log.info(
             "started",
             version=__version__,
@@ -452,6 +469,20 @@ class Daemon:
             network=",".join(network.keys.network_id.hex()[:16] for network in self._networks),
             relay=", ".join(link.url for link in self._report.links),
         )
+
+
+def _hops(config: ClientConfig) -> tuple[tuple[IPNetwork, bytes], ...]:
+    return tuple((route.to, route.via.packed) for route in config.network.routes)
+
+
+def _forwarding(advertise: tuple[IPNetwork, ...]) -> list[str]:
+    """A warning for each version of IP that is offered, but that this host does not pass on."""
+    return [
+        "network.advertise offers other networks, but this host does not forward packets: "
+        f"sysctl -w {_FORWARDING[version]}=1"
+        for version in sorted({prefix.version for prefix in advertise})
+        if not _forwards(version)
+    ]
 
 
 def _forwards(version: int) -> bool:

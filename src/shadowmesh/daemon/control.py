@@ -14,7 +14,7 @@ from shadowmesh.mesh.mesh import Mesh
 class Control:
     """Keeps `link` (what connects to the relays, until cancelled) running, but while the operator says down.
 
-    reload: read the configuration again; returns what came of it. trust: from now on believe the key that
+    reload: reads the configuration again and returns what came of it. trust: from now on believe the key that
     answers for an overlay IP, whose fingerprint is the second argument if that is given. Both raise
     ShadowMeshError in words.
     """
@@ -25,7 +25,7 @@ class Control:
         report: Report,
         pinger: Pinger,
         link: Callable[[], Awaitable[None]],
-        reload: Callable[[], dict[str, Any]],
+        reload: Callable[[], Awaitable[dict[str, Any]]],
         trust: Callable[[str, str], dict[str, Any]],
     ) -> None:
         self.report = report
@@ -65,11 +65,6 @@ class Control:
     def use(self, mesh: Mesh) -> None:
         """Say goodbye to the peers of this one from now on."""
         self._mesh = mesh
-
-    def relink(self) -> None:
-        """End `link`; it is called anew as soon as it has ended, unless the operator wants none."""
-        if self._linking is not None:
-            self._linking.cancel()
 
     async def disconnect(self) -> None:
         """Say goodbye to peers and relay, and stay away until `connect` or a restart."""

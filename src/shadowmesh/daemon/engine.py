@@ -5,7 +5,8 @@ with offload gives up to 64 KiB at a time, and that is one record, one sealed me
 one wake-up of the device gave for one peer goes into one message; no timer ever waits for more.
 
 A link that takes nothing for a while is a slow one. Then the device is read on, into a queue that is fair and
-short (`daemon.queue`), and what the link takes comes from there, until it has been quick for a second.
+short (`daemon.queue`), and what the link takes comes from there, until it has been quick for a second. Where
+there are several links, each has its queue, and the device is read on at once: the others take more.
 And while little is sent, for whatever reason, large packets go in pieces: what is slow may be farther on.
 """
 
@@ -86,15 +87,9 @@ class Engine:
         self._due: float | None = None  # when it fires
         self._reading = False
         self._stopped = False
-        self._queue = PacketQueue(self._drop)
-        self._batch = (
-            bytearray()
-        )  # of the queue, for `_batch_flow`: records for which the link has no room yet
-        self._batch_flow: Flow | None = None
-        self._open = True  # the link takes more
-        self._slow = False
-        self._slow_until = 0.0
-        self._blocked_at = 0.0
+        self._queue = PacketQueue(self._drop)  # of the link that is alone
+        self._queues: dict[object, PacketQueue] = {}  # of several
+        self._slow: dict[PacketQueue, None] = {}  # where packets have to wait
         self._read_on: asyncio.TimerHandle | None = None
         self._mesh: Mesh
 
@@ -110,11 +105,11 @@ class Engine:
         self.resume()
         return self._mesh
 
-    def use(self, link: Link, mesh: Mesh) -> None:
-        """Send by another link, and in another mesh or several, from now on."""
+    def use(self, link: Link, mesh: Mesh, *, full: bool = False) -> None:
+        """Send by another link, and in another mesh or several, from now on. full: it takes no more."""
         self._link = link
         self._mesh = mesh
-        self.resume()
+        (self.pause if full else self.resume)()
         self._arm()
 
     def arm(self) -> None:
@@ -134,25 +129,51 @@ class Engine:
         """Dropped packets and messages by reason."""
         return self._drops
 
-    def pause(self) -> None:
-        """The link takes no more: leave packets in the kernel's queue, for a moment."""
-        self._open = False
-        self._blocked_at = self._now()
-        if not self._slow:
+    def opened(self, via: object) -> None:
+        """There is this link, beside others (None: alone)."""
+        if via is not None:
+            self._queues[via] = PacketQueue(self._drop)
+
+    def closed(self, via: object) -> None:
+        """It is there no more."""
+        queue = self._queues.pop(via, None)
+        if queue is not None:
+            self._slow.pop(queue, None)
+            if queue:
+                self._drops["no_relay"] += len(queue)
+
+    def pause(self, via: object = None) -> None:
+        """The link takes no more: if it is alone, leave packets in the kernel's queue, for a moment."""
+        queue = self._queue if via is None else self._queues.get(via)
+        if queue is None:
+            return
+        queue.open = False
+        queue.blocked_at = self._now()
+        if via is not None:
+            self._wait(queue)
+        elif not queue.waits:
             self._leave()
             if self._read_on is None and not self._stopped:
-                self._read_on = self._loop.call_at(self._blocked_at + READ_ON, self._check_blocked)
+                self._read_on = self._loop.call_at(queue.blocked_at + READ_ON, self._check_blocked)
 
-    def resume(self) -> None:
+    def resume(self, via: object = None) -> None:
         """The link takes more."""
-        self._open = True
-        if self._slow:
+        queue = self._queue if via is None else self._queues.get(via)
+        if queue is None:
+            return
+        queue.open = True
+        if queue.waits:
             now = self._now()
-            if now - self._blocked_at >= READ_ON:
-                self._slow_until = now + SLOW_FOR
-            self._drain(now)
-        else:
+            if now - queue.blocked_at >= READ_ON:
+                queue.slow_until = now + SLOW_FOR
+            self._drain(queue, now)
+            self._arm()
+        if via is None:
             self._read()
+
+    def _wait(self, queue: PacketQueue) -> None:
+        queue.waits = True
+        self._slow[queue] = None
 
     def _read(self) -> None:
         if not self._reading and not self._stopped:
@@ -165,15 +186,15 @@ class Engine:
             self._loop.remove_reader(self._tun.fileno())
 
     def _check_blocked(self) -> None:
-        """Some time after the link has stopped taking more, then or since."""
-        self._read_on = None
-        if self._open:
+        """Some time after the only link has stopped taking more, then or since."""
+        queue, self._read_on = self._queue, None
+        if queue.open:
             return
         now = self._now()
-        if now < (due := self._blocked_at + (READ_ON if self._queue.rate < FAST else STALL)):
+        if now < (due := queue.blocked_at + (READ_ON if queue.rate < FAST else STALL)):
             self._read_on = self._loop.call_at(due, self._check_blocked)
         else:
-            self._slow, self._slow_until = True, now + SLOW_FOR
+            self._wait(queue)
             self._read()
 
     def _drop(self, reason: str) -> None:
@@ -188,11 +209,10 @@ class Engine:
         wake-up are gathered in `_stashes`, by a copy.
         """
         now = self._now()
-        if self._slow:
-            return self._on_tun_slow(now)
         tun, mesh, plain = self._tun, self._mesh, self._window
         most = self._queue.most
         full = FULL if most > FULL else most
+        several = self._queues
         flow: Flow | None = None
         base = at = 0
         try:
@@ -205,21 +225,26 @@ class Engine:
                     break
                 end = start + size
                 kind = offload.from_tun(plain[start:end])
-                if kind == record.OFFLOAD and (size <= most or not plain[start + 1]):
-                    key = ip.flow_key(plain, start + _VNET, end)
-                elif kind == record.PACKET:
+                if kind == record.PACKET:
                     end -= _VNET
                     plain[start:end] = plain[start + _VNET : end + _VNET]
                     key = ip.flow_key(plain, start, end)
                 else:
-                    if flow is not None:
-                        self._send_before(flow, base, at, now)
-                    flow, base, at = None, 0, 0
-                    self._split(plain[start:end], most, now)
-                    continue
+                    key = ip.flow_key(plain, start + _VNET, end)
+                    if kind == offload.KIND_SPLIT:
+                        size = _WINDOW  # too much for one piece, however small it is
                 to = mesh.flow(key) if key else None
                 if to is None:
                     self._no_flow(kind, key, plain[start:end], now)
+                    continue
+                if several and to.peer is not None:
+                    most = several.get(to.peer.via, self._queue).most
+                    full = FULL if most > FULL else most
+                if size > most and kind != record.PACKET and plain[start + 1]:
+                    if flow is not None:
+                        self._send_before(flow, base, at, now)
+                    flow, base, at = None, 0, 0
+                    self._split(to, plain[start:end], most, now)
                     continue
                 if to is not flow:
                     if flow is not None and end - start < BIG:
@@ -248,6 +273,9 @@ class Engine:
             self._send(flow, plain[base : at + _PADDING], at - base, now)
         for to in list(self._stashes):
             self._send_stash(to, now)
+        if self._slow:
+            for queue in list(self._slow):
+                self._drain(queue, now)
         self._arm()
 
     def _send_before(self, flow: Flow, base: int, at: int, now: float) -> None:
@@ -256,11 +284,19 @@ class Engine:
         self._send(flow, self._window[base : at + _PADDING], at - base, now)
         self._window[at : at + _PADDING] = behind
 
-    def _send(self, flow: Flow, plain: memoryview, size: int, now: float) -> None:
-        """Seal and send plain[:size], which has room for padding behind it."""
+    def _send(self, flow: Flow, plain: memoryview, size: int, now: float, waited: bool = False) -> None:
+        """Seal and send plain[:size], which has room for padding behind it, or let it wait for its link.
+
+        waited: it has waited for one.
+        """
         session = self._mesh.session(flow, now)
         if session is None or not self._link.ready:
             self._cannot_send(flow, session is None, plain[:size], now)
+            return
+        via = session.peer.via
+        queue = self._queue if via is None else self._queues.get(via, self._queue)
+        if queue.waits and not (waited and queue.open):
+            self._push(queue, plain[:size], now)
             return
         padding = record.padding(size)
         plain[size : size + len(padding)] = padding
@@ -268,9 +304,9 @@ class Engine:
         data = self._frame
         data[: frame.HEADER_SIZE] = flow.header
         sealed = session.sealer.seal_into(plain[:size], data[frame.HEADER_SIZE :])
-        self._link.send_frame(data[: frame.HEADER_SIZE + sealed], session.peer.via)
+        self._link.send_frame(data[: frame.HEADER_SIZE + sealed], via)
         self._mesh.sent(session, size, now)
-        self._queue.sent(size, now)
+        queue.sent(size, now)
 
     def _stash(self, flow: Flow, kind: int, body: memoryview | bytes, now: float) -> None:
         stash = self._stashes.get(flow)
@@ -290,68 +326,53 @@ class Engine:
             stash += bytes(_PADDING)
             self._send(flow, memoryview(stash), size, now)
 
-    def _split(self, whole: memoryview, most: int, now: float) -> None:
+    def _split(self, flow: Flow, whole: memoryview, most: int, now: float) -> None:
         """A packet that no peer would take as it is (more than 128 segments), or a large one: its pieces."""
         for kind, body in offload.split(whole, most):
-            key = ip.flow_key(body, _VNET if kind == record.OFFLOAD else 0, len(body))
-            to = self._mesh.flow(key) if key else None
-            if to is None:
-                self._no_flow(kind, key, body, now)
-            else:
-                self._stash(to, kind, body, now)
-                if most < MAX_RECORD:
-                    self._send_stash(to, now)
+            self._stash(flow, kind, body, now)
+            if most < MAX_RECORD:
+                self._send_stash(flow, now)
 
-    # -- TUN → queue → relay
+    # -- queue → relay
 
-    def _on_tun_slow(self, now: float) -> None:
-        """Read all that waits into the queue, and send what the link takes."""
-        queue, plain = self._queue, self._window
-        try:
-            for _ in range(MAX_READS):
-                size = self._tun.read_into(plain)
-                if not size:
-                    break
-                kind = offload.from_tun(plain[:size])
-                if not queue.push(kind, plain[_VNET if kind == record.PACKET else 0 : size], now):
-                    self._drops["bad_packet"] += 1
-        except OffloadError:
-            self._drops["bad_offload"] += 1
-        except TunError as error:
-            self.stop()
-            self.event("tun_lost", error=error)
-        self._drain(now)
-        if self._open and (now >= self._slow_until or self._queue.rate >= FAST):
-            self._slow = False
+    def _push(self, queue: PacketQueue, plain: memoryview, now: float) -> None:
+        """Let packets wait for a link."""
+        for kind, start, end in record.split(plain, len(plain)):
+            self.packets_out -= 1
+            try:
+                queue.push(kind, plain[start:end], now)
+            except OffloadError:
+                self._drops["bad_offload"] += 1
 
-    def _drain(self, now: float) -> None:
-        """Send from the queue until the link takes no more, as messages that take it a few milliseconds."""
-        queue = self._queue
-        while self._open and (packet := queue.pop(now)) is not None:
+    def _drain(self, queue: PacketQueue, now: float) -> None:
+        """Send from a queue until the link takes no more, as messages that take it a few milliseconds."""
+        while queue.open and (packet := queue.pop(now)) is not None:
             key, kind, body = packet
             flow = self._mesh.flow(key)
             if flow is None:
                 self._no_flow(kind, key, body, now)
                 continue
-            if self._batch and (
-                flow is not self._batch_flow or len(self._batch) + _HEADER + len(body) > queue.message
+            if queue.batch and (
+                flow is not queue.flow or len(queue.batch) + _HEADER + len(body) > queue.message
             ):
-                self._send_batch(now)
-            self._batch_flow = flow
-            self._batch += record.header.pack(kind << 24 | len(body))
-            self._batch += body
+                self._send_batch(queue, now)
+            queue.flow = flow
+            queue.batch += record.header.pack(kind << 24 | len(body))
+            queue.batch += body
             self.packets_out += 1
-        if self._open and self._batch:
-            self._send_batch(now)
-        self._arm()
+        if queue.open and queue.batch:
+            self._send_batch(queue, now)
+        if queue.open and (now >= queue.slow_until or queue.rate >= FAST):
+            queue.waits = False
+            self._slow.pop(queue, None)
 
-    def _send_batch(self, now: float) -> None:
-        flow, batch = self._batch_flow, self._batch
+    def _send_batch(self, queue: PacketQueue, now: float) -> None:
+        flow, batch = queue.flow, queue.batch
         assert flow is not None
-        self._batch_flow, self._batch = None, bytearray()
+        queue.flow, queue.batch = None, bytearray()
         size = len(batch)
         batch += bytes(_PADDING)
-        self._send(flow, memoryview(batch), size, now)
+        self._send(flow, memoryview(batch), size, now, waited=True)
 
     def _cannot_send(self, flow: Flow, waiting: bool, plain: memoryview, now: float) -> None:
         """There is no session yet (waiting), or no relay: keep the packets, or say that they cannot go."""
@@ -382,7 +403,7 @@ class Engine:
 
     def _tell(self, kind: int, body: ip.Bytes, why: ip.Unreachable, now: float) -> None:
         """Give the sender of a packet an ICMP error, so that its program fails at once instead of hanging."""
-        error = ip.unreachable(body[_VNET:] if kind == record.OFFLOAD else body, why)
+        error = ip.unreachable(body if kind == record.PACKET else body[_VNET:], why)
         if error is not None and self._errors.take(now):
             self._tun.write_packet(error)
 
@@ -401,6 +422,7 @@ class Engine:
 
     def joined(self, via: object = None) -> None:
         """The link has become ready, or one of several has."""
+        self.opened(via)
         self._mesh.joined(self._now(), via)
         self._arm()
 
@@ -408,6 +430,7 @@ class Engine:
         """The link is not ready any more, or one of several is not."""
         if via is not None:
             self._mesh.lost(via, self._now())
+            self.closed(via)
             self._arm()
 
     def draining(self) -> None:

@@ -17,7 +17,7 @@ from shadowmesh.crypto.join import sign_join
 from shadowmesh.crypto.keys import DeviceKeys, NetworkKeys
 from shadowmesh.daemon.backoff import UNAUTHORIZED, Backoff, is_refusal
 from shadowmesh.daemon.listener import Listener
-from shadowmesh.daemon.words import in_words, unauthorized
+from shadowmesh.daemon.words import another_version, in_words, unauthorized
 from shadowmesh.errors import ControlError
 from shadowmesh.net.client import ConnectFailed, Found, connect
 from shadowmesh.net.proxy import Proxy
@@ -258,9 +258,9 @@ class RelayLink:
         self._stand_by.set()
 
     @property
-    def progress(self) -> int:
-        """Bytes that the relay's TCP has acknowledged in this connection, as far as the system tells."""
-        return self._ws.acknowledged() if self._ws is not None else 0
+    def full(self) -> bool:
+        """Whether the socket takes no more."""
+        return self._ws is not None and self._ws.full
 
     def _failed(self, failure: ConnectFailed) -> tuple[float, float]:
         reason = failure.reason
@@ -387,13 +387,17 @@ class _Connection(WebSocket):
     def server_name(self) -> str:
         return self.challenge.server_name if self.challenge is not None else ""
 
+    @property
+    def full(self) -> bool:
+        return self._blocked is not None
+
     async def lasted(self) -> tuple[int | None, str]:
         """Wait for the end: (close code, reason in words)."""
         return await asyncio.shield(self._ended)
 
     def send_data(self, data: memoryview | bytes, via: object = None) -> None:
         self._sent = True
-        # The TUN device is not read any more then, but handshakes and keepalives go on.
+        # Packets wait in the engine or the kernel then, but handshakes and keepalives go on.
         if self._blocked is not None and self.write_buffer_size() > MAX_WAITING:
             self._link.dropped += 1
         else:
@@ -466,7 +470,7 @@ class _Connection(WebSocket):
 
     def _join(self, challenge: control.Challenge) -> None:
         if challenge.version != control.VERSION:
-            self.fail("the relay speaks another version of the protocol")
+            self.fail(another_version(challenge.version))
             return
         self.challenge = challenge
         identity = self._identity

@@ -25,7 +25,6 @@ LOOK_AGAIN = 1.0  # seconds between two looks at least
 LOOK_SECONDS = 10.0
 TWIN_WITHIN = 5.0  # seconds between a 4004 and the join of another link of ours that has caused it
 TWIN_RATIO, TWIN_BY = 0.8, 0.005  # the other way to the same relay must be so much nearer
-NO_PROGRESS = 0.5  # seconds for which a full socket that drains nothing may hold up the other links
 
 
 class Links:
@@ -45,9 +44,6 @@ class Links:
         self._group: asyncio.TaskGroup | None = None
         self._tasks: dict[RelayLink, asyncio.Task[None]] = {}
         self._open: dict[RelayLink, None] = {}
-        # Whose socket takes no more → since when, and how much had got through then.
-        self._full: dict[RelayLink, tuple[float, int]] = {}
-        self._looking: set[RelayLink] = set()  # for whom `_look` will be called
         self._compared: set[frozenset[RelayLink]] = set()
         self._engine: Engine
         self._alone = len(links) == 1
@@ -190,6 +186,10 @@ class Links:
                     self._engine.lost(link)
                 self._engine.joined(via)
                 self._engine.refused(set(link.refused), via)
+                if link.full:
+                    self._engine.pause(via)
+            if not self._alone:
+                self._engine.resume()  # what waits for the one that was alone finds its link
         self.changed()
 
     # -- called by the ears
@@ -215,35 +215,6 @@ class Links:
         if self._alone:
             self.send_frame = link.send_frame
         self._engine.lost(None if self._alone else link)
-        self.flows(link)
-
-    def fills(self, link: RelayLink) -> None:
-        """A socket takes no more: neither do we, as long as that one drains."""
-        self._full[link] = self._loop.time(), link.progress
-        self._engine.pause()
-        if link not in self._looking:
-            self._looking.add(link)
-            self._loop.call_later(NO_PROGRESS, self._look, link)
-
-    def flows(self, link: RelayLink) -> None:
-        """A socket takes more, or has gone."""
-        self._full.pop(link, None)
-        if not self._full:
-            self._engine.resume()
-
-    def _look(self, link: RelayLink) -> None:
-        self._looking.discard(link)
-        if link not in self._full:
-            return
-        (since, before), now = self._full[link], self._loop.time()
-        if link.progress > before:
-            since = now
-            self._full[link] = now, link.progress
-        if now - since < NO_PROGRESS:
-            self._looking.add(link)
-            self._loop.call_later(since + NO_PROGRESS - now, self._look, link)
-        else:
-            self.flows(link)  # what is for it is dropped there, the others go on
 
     def _become(self, ready: bool) -> None:
         if ready is not self.ready:
@@ -299,8 +270,8 @@ class _Ear:
         self.joined: Callable[[], None] = partial(links.joined, link)
         self.lost: Callable[[], None] = partial(links.left, link)
         self.draining: Callable[[], None] = partial(links.left, link)
-        self.pause: Callable[[], None] = partial(links.fills, link)
-        self.resume: Callable[[], None] = partial(links.flows, link)
+        self.pause: Callable[[], None] = partial(engine.pause, via=link)
+        self.resume: Callable[[], None] = partial(engine.resume, via=link)
 
 
 class _OnlyEar:

@@ -38,8 +38,8 @@ def _numbers(report: Report) -> Iterator[tuple[str, str, Kind, float]]:
     yield "peers_connected", "Peers that packets reach.", "gauge", report.connected
     yield "packets_received_total", "Packets from peers given to this host.", "counter", traffic.packets_in
     yield "packets_sent_total", "Packets of this host for peers.", "counter", traffic.packets_out
-    yield "messages_received_total", "Sealed messages with content from peers.", "counter", totals.messages_in
-    yield "messages_sent_total", "Sealed messages with packets to peers.", "counter", totals.messages_out
+    yield "messages_received_total", "Messages with content from peers.", "counter", totals.messages_in
+    yield "messages_sent_total", "Messages with packets to peers.", "counter", totals.messages_out
     yield "bytes_received_total", "Bytes inside the tunnel from peers.", "counter", totals.bytes_in
     yield "bytes_sent_total", "Bytes inside the tunnel to peers.", "counter", totals.bytes_out
     yield "handshakes_total", "Handshakes with peers, rekeys included.", "counter", totals.handshakes

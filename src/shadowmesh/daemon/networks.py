@@ -7,6 +7,7 @@ with the peer, in the network of `encryption.key` first.
 
 from __future__ import annotations
 
+import asyncio
 import random
 import secrets
 from collections import Counter
@@ -36,7 +37,7 @@ class Network:
     mesh: Mesh
     link: RelayLink | Links
     full = False
-    """The link takes no more."""
+    """The link, which is alone, takes no more."""
     together: Networks | None = None
     """The networks that this one is one of."""
 
@@ -63,6 +64,7 @@ class Network:
     def use(self, links: Sequence[RelayLink]) -> None:
         """Connect by these links from now on."""
         self.link = as_one(links)
+        self.full = False
         if hasattr(self, "_engine"):
             self.link.listener = self
 
@@ -101,19 +103,20 @@ class Network:
 
     on_frame: Callable[..., None]
 
-    def pause(self) -> None:
-        """The link takes no more."""
-        self.full = True
-        self._engine.pause()
+    def pause(self, via: object = None) -> None:
+        """A link takes no more."""
+        self.full |= via is None
+        self._engine.pause(via)
 
-    def resume(self) -> None:
-        """The link takes more."""
-        self.full = False
-        if self.together is None or not self.together.full:
-            self._engine.resume()
+    def resume(self, via: object = None) -> None:
+        """It takes more."""
+        self.full &= via is not None
+        if via is not None or self.together is None or not self.together.full:
+            self._engine.resume(via)
 
     def joined(self, via: object = None) -> None:
         """A link is ready."""
+        self._engine.opened(via)
         self.mesh.joined(self.now(), via)
         self._engine.arm()
 
@@ -121,6 +124,7 @@ class Network:
         """A link is not ready any more."""
         if via is not None:
             self.mesh.lost(via, self.now())
+            self._engine.closed(via)
             self._engine.arm()
 
     def draining(self) -> None:
@@ -134,10 +138,6 @@ class Network:
     def refused(self, addresses: set[bytes], via: object = None) -> None:
         """A relay gives us all own addresses but these."""
         self.mesh.refused(addresses, via)
-
-    async def run(self) -> None:
-        """Keep the connections to the relays until cancelled."""
-        await self.link.run()
 
 
 class Networks:
@@ -255,6 +255,40 @@ class Networks:
     def send_frame(self, data: memoryview | bytes, via: object = None) -> None:
         """Send one data frame, in the network that its source is of."""
         self._of[bytes(data[17:33])].link.send_frame(data, via)
+
+
+async def run_links(networks: Callable[[], Sequence[Network]], changed: asyncio.Event) -> None:
+    """Keep the links of the networks there are until cancelled; when these have changed, of the new ones.
+
+    A link that is still there is left alone. Raises what a link raises.
+    """
+    running: dict[RelayLink | Links, asyncio.Task[None]] = {}
+    try:
+        while True:
+            changed.clear()
+            wanted = {network.link: network.keys.network_id.hex()[:16] for network in networks()}
+            await _end([running.pop(link) for link in running.keys() - wanted.keys()])
+            if changed.is_set():
+                continue  # meanwhile
+            for link in wanted.keys() - running.keys():
+                running[link] = asyncio.create_task(link.run(), name=f"network {wanted[link]}")
+            change = asyncio.create_task(changed.wait())
+            try:
+                await asyncio.wait({change, *running.values()}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                change.cancel()
+            for task in running.values():
+                if task.done():
+                    task.result()
+    finally:
+        await _end(list(running.values()))
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
 
 
 def _enqueue(networks: Sequence[Network], kind: int, body: bytes, now: float) -> bool:

@@ -66,6 +66,8 @@ class Pinger:
             case "peer_gone", {"peer": Peer() as peer}:
                 self._rtts.pop(peer.static, None)
                 self._sent_before.pop(peer.static, None)
+                for number in [number for number, probe in self._under_way.items() if probe.peer is peer]:
+                    del self._under_way[number]
 
     def _answered(self, peer: Peer, number: int) -> None:
         probe = self._under_way.get(number)

@@ -1,14 +1,16 @@
 """Packets that wait for a slow link: fair between connections, and short (`shadowmesh.fairqueue`).
 
 The kernel's queue of a TUN device is 500 packets of up to 64 KiB, first come, first served: seconds on a
-usual uplink. So what the link does not take soon is read into this one.
+usual uplink. So what a link does not take soon is read into this one. Each link has its own, so that a full
+one holds nothing up but itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from shadowmesh.fairqueue import FairQueue
+from shadowmesh.mesh.peer import Flow
 from shadowmesh.wire import ip, offload, record
 
 MAX_BYTES = 16 << 20
@@ -26,17 +28,23 @@ Packet = tuple[bytes, int, bytearray]
 
 
 class PacketQueue:
-    """What the engine has read from the TUN device and the link has not taken.
+    """One link, and what the engine has read from the TUN device and the link has not taken.
 
     dropped: called with the reason for each packet that is lost. message: bytes that are worth sending at
     once, by the rate at which they are sent. most: bytes of a packet that goes in one piece past this queue.
-    rate: bytes per second that were sent of late.
+    rate: bytes per second that were sent of late. open: the link takes more; waits: packets have to go
+    through here, until `slow_until`; blocked_at: when it was last not open.
     """
 
     def __init__(self, dropped: Callable[[str], None]) -> None:
         self._queue: FairQueue[Packet] = FairQueue(
             MAX_BYTES, MAX_PACKETS, lambda _, reason: dropped(reason), _mark
         )
+        self.open = True
+        self.waits = False
+        self.slow_until = self.blocked_at = 0.0
+        self.batch = bytearray()  # records for `flow` that have left the queue, and not been sent yet
+        self.flow: Flow | None = None
         self.message = MOST_MESSAGE // 4
         self.most = offload.MAX_RECORD
         self.rate = 0.0
@@ -44,27 +52,21 @@ class PacketQueue:
         self._sent = 0
 
     def __len__(self) -> int:
-        return len(self._queue)
+        return len(self._queue) + bool(self.batch)
 
-    def push(self, kind: int, body: memoryview, now: float) -> bool:
-        """Add the record of a packet, one with many segments in pieces; False if it is no IP packet.
+    def push(self, kind: int, body: memoryview, now: float) -> None:
+        """Add the record of an IP packet; on a slow link one with many segments in pieces.
 
         Raises OffloadError as `offload.split` does.
         """
-        if kind == record.PACKET or (kind == record.OFFLOAD and (len(body) <= self.message or not body[1])):
-            return self._push(kind, body, now)
-        known = True
-        for piece in offload.split(body, self.message):
-            known &= self._push(*piece, now)
-        return known
-
-    def _push(self, kind: int, body: memoryview | bytes, now: float) -> bool:
         start = offload.HEADER_SIZE if kind == record.OFFLOAD else 0
-        key = ip.flow_key(body, start, len(body))
-        if not key:
-            return False
-        self._queue.push(ip.connection_key(body, start), (key, kind, bytearray(body)), len(body), now)
-        return True
+        key, connection = ip.flow_key(body, start, len(body)), ip.connection_key(body, start)
+        if kind == record.OFFLOAD and body[1] and self.message < min(len(body), MOST_MESSAGE):
+            pieces: Iterable[tuple[int, memoryview | bytes]] = offload.split(body, self.message)
+        else:
+            pieces = ((kind, body),)
+        for kind, piece in pieces:
+            self._queue.push(connection, (key, kind, bytearray(piece)), len(piece), now)
 
     def pop(self, now: float) -> Packet | None:
         """The packet whose turn it is, None if none waits."""

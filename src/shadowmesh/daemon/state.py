@@ -40,7 +40,8 @@ class StateDirectory:
                     f"{self._path} can be written by others, who can take this device's place: "
                     f"chown it to this daemon's user, and chmod 700 {self._path}"
                 )
-            self._lock = os.open(self._path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._lock = os.open(self._path / "lock", flags, 0o600)
         except OSError as error:
             raise self._trouble("make or open", error) from None
         try:

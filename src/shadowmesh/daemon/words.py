@@ -13,6 +13,14 @@ def unauthorized(reason: str, *, asked: bool) -> str:
     return f"the relay refuses our API key: {why or reason}"
 
 
+def another_version(relays: int) -> str:
+    """A relay that speaks this version of the protocol, which is not ours."""
+    older = "this client" if relays > control.VERSION else "the relay"
+    return (
+        f"the relay speaks version {relays} of the protocol, this client {control.VERSION}: upgrade {older}"
+    )
+
+
 def in_words(code: int | None, reason: str) -> str:
     """What a close code, None without a close frame, and the reason behind it mean for us."""
     words = {

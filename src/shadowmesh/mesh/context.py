@@ -52,6 +52,7 @@ class Local:
     """This device: its overlay interfaces, name, routes.
 
     routes: (prefix, overlay IP of the peer behind which it lies). advertise: prefixes this device offers.
+    seq: grows when what peers are told changes.
     """
 
     interfaces: tuple[IPInterface, ...]
@@ -60,6 +61,7 @@ class Local:
     agent: str
     routes: tuple[tuple[IPNetwork, bytes], ...] = ()
     advertise: tuple[IPNetwork, ...] = ()
+    seq: int = 0
 
     @property
     def ips(self) -> tuple[bytes, ...]:
@@ -69,7 +71,7 @@ class Local:
     def info(self) -> Info:
         """What peers are told."""
         return Info(
-            seq=0,
+            seq=self.seq,
             id=self.name,
             ips=self.ips,
             routes=tuple(map(str, self.advertise)),

@@ -130,11 +130,12 @@ class Handshaken(Protocol):
         info: Info,
         finish: bytes,
         records: list[Record],
+        carried: int,
         now: float,
         via: object,
     ) -> None:
         """A handshake verified. indices: (ours, theirs). finish: the message 3. records: still to be handled:
-        packets to send (initiator), what else message 3 held (responder)."""
+        packets to send (initiator), what else message 3 held (responder). carried: bytes of packets in it."""
 
     def finish_repeated(self, data: bytes, index: bytes, now: float) -> bool:
         """Whether this is the finish that made a session, come once more; it is answered by a keepalive."""
@@ -346,8 +347,7 @@ class Handshakes:
             psk=context.network.peer_psk,
             ephemerals=context.ephemerals,
         )
-        if noise.read_message(hello.noise):
-            raise HandshakeError("a hello has a payload")
+        noise.read_message(hello.noise)  # its size leaves no room for a payload
         self._seen[digest] = now, None
         if self._we_win_crossing(destination, source, now):
             context.drops["hello_crossed"] += 1
@@ -426,7 +426,7 @@ class Handshakes:
         payload, late = self._finish_payload(attempt)
         finish = message.pack_finish(hello.index, answer.sender, noise.write_message(payload))
         local, remote = attempt.local, attempt.remote
-        self._end(attempt)
+        waited = self._end(attempt)
         context.output.send(remote, local, finish, via)
         self._result.established(
             initiator=True,
@@ -438,6 +438,7 @@ class Handshakes:
             info=info,
             finish=finish,
             records=late,
+            carried=_size(waited[: len(waited) - len(late)]),
             now=now,
             via=via,
         )
@@ -484,6 +485,7 @@ class Handshakes:
             info=info,
             finish=data,
             records=rest,
+            carried=_size(rest),
             now=now,
             via=via,
         )
@@ -510,3 +512,10 @@ class Handshakes:
 
     def _prologue(self, initiator: bytes, responder: bytes) -> bytes:
         return _PROLOGUE + self._context.network.network_id + initiator + responder
+
+
+def _size(records: list[Record]) -> int:
+    """Bytes inside the tunnel of the packets among these."""
+    return sum(
+        record.HEADER_SIZE + len(body) for kind, body in records if kind in (record.PACKET, record.OFFLOAD)
+    )

@@ -10,7 +10,7 @@ from hashlib import sha256
 
 from shadowmesh.crypto.session import OVERHEAD
 from shadowmesh.errors import MessageError, SealedError
-from shadowmesh.mesh.context import Context
+from shadowmesh.mesh.context import Context, Local
 from shadowmesh.mesh.handshake import FINISH_AGAIN, Handshakes, Record
 from shadowmesh.mesh.lru import Lru
 from shadowmesh.mesh.paths import SUSPECT_AFTER, Paths
@@ -23,7 +23,7 @@ from shadowmesh.mesh.peer import (
     Peer,
     Session,
 )
-from shadowmesh.mesh.routes import MAX_FLOWS, Routes, offered, within
+from shadowmesh.mesh.routes import MAX_FLOWS, Routes, within
 from shadowmesh.mesh.trust import Verdict
 from shadowmesh.wire import ip, message, offload, record
 from shadowmesh.wire.record import Bye, Conflict, Info, Probe
@@ -167,6 +167,17 @@ class Mesh:
             if any(check(overlay_ip, peer.static) is Verdict.REFUSED for overlay_ip in peer.verified):
                 for session in list(peer.sessions):
                     self._close(session)
+
+    def use(self, local: Local) -> None:
+        """Route and offer other prefixes from now on; a higher `seq` is told to live peers."""
+        told, self.context.local = self.context.local.seq, local
+        self._flows.clear()
+        for peer in self.peers.values():
+            self._routes.check_offers(peer, peer.sessions[-1].info, peer.verified)
+            for session in peer.sessions:
+                session.accepted.clear()
+                if session.confirmed and local.seq > told:
+                    self._send_json(session, local.info().encode())
 
     def is_connected(self, peer: Peer) -> bool:
         """Whether, as far as we know, packets reach this peer."""
@@ -334,6 +345,7 @@ class Mesh:
             case Info():
                 if value.seq >= session.info.seq:
                     session.info = value
+                    self._routes.check_offers(session.peer, value, session.verified)
                     self._disown(session, session.verified.difference(value.ips))
                     session.sources.clear()
                     self._new_source(session, source, now)
@@ -366,6 +378,7 @@ class Mesh:
         info: Info,
         finish: bytes,
         records: list[Record],
+        carried: int = 0,
         now: float,
         via: object = None,
     ) -> None:
@@ -400,6 +413,8 @@ class Mesh:
         self.handshakes.solicited[remote] = now
         self._new_source(session, remote, now)
 
+        if carried:
+            peer.count(carried, sent=initiator)
         if initiator:
             for wait in FINISH_AGAIN:
                 self.context.timers.at(now + wait, self._finish_again, session)
@@ -505,11 +520,8 @@ class Mesh:
         elif verdict is Verdict.NEW:
             context.output.event("identity_new", ip=overlay_ip, peer=peer)
         context.trust.remember(overlay_ip, peer.static)
-        for network, via in context.local.routes:
-            if via == overlay_ip and not offered(network, session.info):
-                context.output.event("route_not_offered", route=str(network), peer=peer)
+        self._routes.check_offers(peer, session.info, {overlay_ip})
         session.verified.add(overlay_ip)
-        session.accepted.clear()
         self._owners[overlay_ip] = peer
         self._flows.clear()
 

@@ -124,7 +124,7 @@ class Round:
 
 
 class Peer:
-    """Another device. Counters are of sealed messages and of bytes inside the tunnel.
+    """Another device. Counters are of messages with content and of bytes inside the tunnel.
 
     via: the relay link to it, None with a single one. What `mesh.paths` keeps: moved: since when it is that
     one; paths: what is known of each; vouched: when the one in use last answered a probe; measured, carried:
@@ -184,6 +184,15 @@ class Peer:
 
     def __repr__(self) -> str:
         return f"<Peer {self.fingerprint[:8]}>"
+
+    def count(self, size: int, *, sent: bool) -> None:
+        """A message with `size` bytes inside the tunnel went, or came."""
+        if sent:
+            self.messages_out += 1
+            self.bytes_out += size
+        else:
+            self.messages_in += 1
+            self.bytes_in += size
 
     @property
     def info(self) -> Info | None:

@@ -72,6 +72,12 @@ class Routes:
         next_hop = self.next_hop(source)
         return next_hop is not None and next_hop != source and self.owners.get(next_hop) is peer
 
+    def check_offers(self, peer: Peer, info: Info, ips: set[bytes]) -> None:
+        """Tell of each of our routes by these overlay IPs of a peer that it does not offer."""
+        for prefix, via in self._context.local.routes:
+            if via in ips and not offered(prefix, info):
+                self._context.output.event("route_not_offered", route=str(prefix), peer=peer)
+
 
 def offered(network: IPNetwork, info: Info) -> bool:
     """Whether a peer says that it passes packets on to all of this prefix."""

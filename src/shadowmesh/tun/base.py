@@ -7,11 +7,15 @@ offload gives zeros as the header and cuts in software what it is given, so the 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from ipaddress import IPv4Network, IPv6Network
 
 from shadowmesh.wire.ip import Bytes
 from shadowmesh.wire.offload import MAX_RECORD
 
-__all__ = ["MAX_RECORD", "TunDevice"]
+__all__ = ["MAX_RECORD", "Network", "TunDevice"]
+
+Network = IPv4Network | IPv6Network
 
 
 class TunDevice(ABC):
@@ -55,6 +59,13 @@ class TunDevice(ABC):
         Raises TunError. May block for some milliseconds; not inside a running event loop, but in a thread.
         """
         return ()
+
+    @abstractmethod
+    def set_routes(self, routes: Sequence[Network]) -> None:
+        """Lead these networks to the device, and no others but those of its addresses.
+
+        Raises TunError, and has changed nothing then. Blocks like `repair`.
+        """
 
     @abstractmethod
     def close(self) -> None:

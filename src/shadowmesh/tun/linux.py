@@ -15,6 +15,7 @@ import socket
 import struct
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 
@@ -155,6 +156,18 @@ class LinuxTun(TunDevice):
     def repair(self) -> tuple[str, ...]:
         with self._repairing:
             return netlink.restore(self.name, self.addresses, self.routes)
+
+    def set_routes(self, routes: Sequence[Network]) -> None:
+        with self._repairing:
+            before, self.routes = self.routes, tuple(routes)
+            try:
+                netlink.restore(self.name, self.addresses, self.routes)
+            except TunError:
+                self.routes = before
+                with suppress(TunError):
+                    netlink.remove_routes(self.name, [route for route in routes if route not in before])
+                raise
+            netlink.remove_routes(self.name, [route for route in before if route not in routes])
 
     def close(self) -> None:
         if self._fd < 0:

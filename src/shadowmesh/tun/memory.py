@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 
 from shadowmesh.errors import OffloadError, TunError
-from shadowmesh.tun.base import TunDevice
+from shadowmesh.tun.base import Network, TunDevice
 from shadowmesh.wire import offload
 from shadowmesh.wire.ip import Bytes
 
@@ -22,6 +23,7 @@ class MemoryTun(TunDevice):
         self.mtu = mtu
         self.offload = ("csum", "tso4", "tso6", "ecn", "uso") if offload else ()
         self.warnings = ()
+        self.routes: tuple[Network, ...] = ()
         self._end = end
 
     def fileno(self) -> int:
@@ -56,6 +58,9 @@ class MemoryTun(TunDevice):
         except OSError:
             return False
         return True
+
+    def set_routes(self, routes: Sequence[Network]) -> None:
+        self.routes = tuple(routes)
 
     def close(self) -> None:
         self._end.close()

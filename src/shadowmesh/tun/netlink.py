@@ -75,10 +75,7 @@ def restore(name: str, addresses: Sequence[Interface], routes: Sequence[Network]
     added; nothing is while the device is down, for that is somebody's will. Raises TunError. Blocks for some
     milliseconds, and is not for inside a running event loop: call it in a thread.
     """
-    try:
-        index = socket.if_nametoindex(name)
-    except OSError:
-        raise TunError(f"TUN device {name} is gone; was it deleted by another program?") from None
+    index = _index(name)
     added = []
     with IPRoute() as netlink:
         with _while(f"look at the device {name}"):
@@ -108,6 +105,31 @@ def restore(name: str, addresses: Sequence[Interface], routes: Sequence[Network]
     return tuple(added)
 
 
+def remove_routes(name: str, routes: Sequence[Network]) -> None:
+    """Take routes from the device; one that it does not have is none the less gone. Raises TunError.
+
+    Blocks like `restore`.
+    """
+    if not routes:
+        return
+    index = _index(name)
+    with IPRoute() as netlink:
+        for route in routes:
+            with _while(f"remove the route {route} from {name}"):
+                try:
+                    netlink.route("del", dst=str(route), oif=index, **_scope(route))
+                except NetlinkError as error:
+                    if error.code != errno.ESRCH:
+                        raise
+
+
+def _index(name: str) -> int:
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:
+        raise TunError(f"TUN device {name} is gone; was it deleted by another program?") from None
+
+
 def _add_address(netlink: IPRoute, name: str, index: int, address: Interface) -> None:
     with _while(f"give the address {address} to {name}"):
         flags = _NODAD if address.version == 6 else 0
@@ -119,8 +141,11 @@ def _add_address(netlink: IPRoute, name: str, index: int, address: Interface) ->
 
 def _add_route(netlink: IPRoute, name: str, index: int, route: Network) -> None:
     with _while(f"add the route {route} to {name}"):
-        scope = {"scope": _SCOPE_LINK} if route.version == 4 else {}
-        netlink.route("add", dst=str(route), oif=index, **scope)
+        netlink.route("add", dst=str(route), oif=index, **_scope(route))
+
+
+def _scope(route: Network) -> dict[str, int]:
+    return {"scope": _SCOPE_LINK} if route.version == 4 else {}
 
 
 def _wait_until_local(netlink: IPRoute, address: Interface) -> None:

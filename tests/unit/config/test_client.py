@@ -1,43 +1,14 @@
-"""The client's file: the guide's loads once its placeholders are replaced, and every mistake has "
-"its exact line."""
+"""The client's file: the guide's loads once its placeholders are replaced, each mistake has its line."""
 
 from __future__ import annotations
 
 from ipaddress import ip_address, ip_interface, ip_network
-from pathlib import Path
 
 import pytest
 
-from shadowmesh.config import ClientConfig, HostPort, ProxyUrl, RelayUrl, Route, parse_client_config
-from shadowmesh.errors import ConfigError
-
-KEY = "9f2c4e6a81b3d5f7092b4d6f8193a5c7e9fb0d1f31537597b9dbfd1e3f507294"
-NEXT = "1f2c4e6a81b3d5f7092b4d6f8193a5c7e9fb0d1f31537597b9dbfd1e3f507294"
-API_KEY = "smk_abcdefgh_0123456789abcdefghijklmnopqrstuvwxyz-_ABCDE"
-GUIDE = (Path(__file__).parents[2] / "guide/config/client-config.yaml").read_text()
-FILLED = (
-    GUIDE.replace("10.10.10.X", "10.10.10.7")
-    .replace("YOUR_64_CHAR_HEX_KEY", KEY)
-    .replace("YOUR_RELAY_IP", "203.0.113.9")
-)
-NAMED = FILLED.replace("client-unique-id", "laptop")
-
-
-def changed(old: str, new: str) -> str:
-    assert NAMED.count(old) == 1
-    return NAMED.replace(old, new)
-
-
-def load(content: str) -> ClientConfig:
-    return parse_client_config(content.encode(), "c.yaml").config
-
-
-def problems(content: str) -> list[str]:
-    with pytest.raises(ConfigError) as caught:
-        parse_client_config(content.encode(), "c.yaml")
-    assert KEY not in str(caught.value)
-    assert API_KEY[13:] not in str(caught.value)
-    return caught.value.problems
+from shadowmesh.config import HostPort, ProxyUrl, RelayUrl, Route, parse_client_config
+from shadowmesh.testing.client_file import API_KEY, FILLED, KEY, NAMED, NEXT, changed, load, problems
+from shadowmesh.testing.guide import CLIENT_CONFIG
 
 
 def test_the_guides_file_with_its_three_placeholders_replaced() -> None:
@@ -67,7 +38,7 @@ def test_the_guides_file_with_its_three_placeholders_replaced() -> None:
 
 def test_the_guides_file_as_it_stands_names_its_placeholders() -> None:
     make = "make one with: shadowmesh keygen (the same key on every device of the network)"
-    assert problems(GUIDE) == [
+    assert problems(CLIENT_CONFIG) == [
         'c.yaml:8:13: network.local_ip: "10.10.10.X/24" is the guide\'s placeholder; '
         "write a number for X, such as 10.10.10.7/24",
         f"c.yaml:11:8: encryption.key: is the guide's placeholder; {make}",
@@ -81,30 +52,6 @@ def test_the_guides_tls_server() -> None:
     assert config.relay.server == RelayUrl(
         "wss", "relay.shadowmesh.io", 443, "wss://relay.shadowmesh.io/relay"
     )
-
-
-@pytest.mark.parametrize(
-    ("server", "more", "warned"),
-    [
-        ("wss://relay.example.com", "", False),
-        ("wss://relay.example.com", "insecure_api_key: true", False),
-        ("ws://localhost:9545", "", False),
-        ("ws://127.9.9.9:9545", "", False),
-        ("ws://[::1]:9545", "", False),
-        ("ws://203.0.113.9:9545", "insecure_api_key: true", True),
-    ],
-)
-def test_an_api_key(server: str, more: str, warned: bool) -> None:
-    content = changed("ws://203.0.113.9:9545", server).replace(
-        "  server:", f"  api_key: {API_KEY}\n  server:"
-    )
-    loaded = parse_client_config(f"{content}\n".replace("\np2p:", f"\n  {more}\np2p:").encode(), "c.yaml")
-    key = loaded.config.relay.api_key
-    assert key is not None
-    assert key.reveal() == API_KEY
-    assert API_KEY[13:] not in repr(loaded) + str(loaded.config.model_dump())
-    words = ["relay.insecure_api_key: the API key crosses the network in clear"] if warned else []
-    assert [line.partition(" ")[2] for line in loaded.warnings] == words
 
 
 def test_several_relays_and_the_way_there() -> None:
@@ -132,58 +79,11 @@ def test_the_way_to_the_relay_unless_said_otherwise() -> None:
     assert load(changed("  server:", "  proxy: ''\n  server:")).relay.proxy == "environment"
 
 
-def test_a_key_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "encryption.key"
-    path.write_text(f" {KEY[:32]} {KEY[32:].upper()}\n\n")
-    path.chmod(0o600)
-    by_file = parse_client_config(changed(f'key: "{KEY}"', f"key_file: {path}").encode(), "c.yaml")
-    assert by_file.config.encryption.key.reveal().hex() == KEY
-    assert (by_file.warnings, by_file.config.secrets()) == ([], [])
-    path.chmod(0o640)
-    assert parse_client_config(changed(f'key: "{KEY}"', f"key_file: {path}").encode(), "c.yaml").warnings == [
-        f"c.yaml:11:13: encryption.key_file: others may read {path} (mode 0640); "
-        f"mend it with: chmod 600 {path}"
-    ]
-
-    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
-    by_credential = load(changed(f'  key: "{KEY}"', ""))
-    assert by_credential.encryption == by_file.config.encryption.model_copy(update={"key_file": None})
-    assert by_credential.secrets() == []
-    assert load(NAMED).secrets() == ["encryption.key"], "a key in the file goes before the credential"
-    path.write_text(KEY[:-1])
-    assert problems(changed(f'  key: "{KEY}"', "")) == [
-        f"c.yaml:1:1: encryption.key: the content of {path} has 63 hex digits where 64 belong; "
-        "make one with: shadowmesh keygen (the same key on every device of the network)"
-    ]
-    path.unlink()
-    assert "is missing" in problems(changed(f'  key: "{KEY}"', ""))[0]
-
-
-def test_the_next_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert load(NAMED).encryption.next_key is None
-    inline = load(changed("  key:", f"  next_key: {NEXT}\n  key:"))
-    assert inline.encryption.next_key is not None
-    assert inline.encryption.next_key.reveal().hex() == NEXT
-    assert inline.secrets() == ["encryption.key", "encryption.next_key"]
-    path = tmp_path / "encryption.next_key"
-    path.write_text(NEXT)
-    path.chmod(0o600)
-    by_file = load(changed("  key:", f"  next_key_file: {path}\n  key:"))
-    assert by_file.encryption.next_key == inline.encryption.next_key
-    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path))
-    assert load(NAMED).encryption.next_key == inline.encryption.next_key
-
-
 def test_two_fingerprints_of_one_device() -> None:
     one, other = "a" * 32, "b" * 32
     for written in (f"[{one}, {other.upper()}]", f"{one} {other}"):
         config = load(changed("nat:", f"peers: {{trusted: {{10.10.10.1: {written}}}}}\nnat:"))
         assert config.peers.trusted == {ip_address("10.10.10.1"): f"{one} {other}"}
-
-
-def test_a_key_of_digits_only_without_quotes() -> None:
-    digits = "4820957136640218937456102938475665748392011837465092736450918273"
-    assert load(changed(f'"{KEY}"', digits)).encryption.key.reveal().hex() == digits
 
 
 def test_every_optional_key_and_sections_left_out_or_empty() -> None:
@@ -528,122 +428,6 @@ FALSE = "is not built yet in this version; write false"
 )
 def test_each_mistake(old: str, new: str, expected: str) -> None:
     assert problems(changed(old, new)) == [f"c.yaml:{expected}"]
-
-
-OVERLAY = "10.10.10.0/24"
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "expected"),
-    [
-        (
-            "routes",
-            "x",
-            "9:11: network.routes: must be a list; write [ ] around its values, or each into a line that "
-            'begins with "- "',
-        ),
-        (
-            "routes",
-            "[[x]]",
-            '9:12: network.routes[0]: must be a section, with lines such as "key: value" below it',
-        ),
-        (
-            "routes",
-            "[192.168.50.0/24]",
-            "9:12: network.routes[0]: lacks its peer; write {to: 192.168.50.0/24, via: IP of a peer}",
-        ),
-        (
-            "routes",
-            "[{to: 192.168.7.0/24}]",
-            '9:12: network.routes[0].via: is missing; write it under "routes:", such as via: "10.10.10.7"',
-        ),
-        (
-            "routes",
-            "[{to: 192.168.7.0/24, via: 10.10.10.9, metric: 3}]",
-            "9:50: network.routes[0].metric: unknown key; known here are to, via",
-        ),
-        (
-            "routes",
-            "[{to: 192.168.7.1/24, via: 10.10.10.9}]",
-            "9:17: network.routes[0].to: 192.168.7.1/24 has bits set behind its prefix; write 192.168.7.0/24",
-        ),
-        (
-            "routes",
-            "[{to: 192.168.7.0/24, via: 10.10.10.9}, {to: 192.168.7.0/24, via: 10.10.10.8}]",
-            "9:56: network.routes[1].to: 192.168.7.0/24 is given twice; keep one of them",
-        ),
-        (
-            "routes",
-            "[{to: 10.0.0.0/8, via: 10.10.10.9}]",
-            f"9:17: network.routes[0].to: 10.0.0.0/8 overlaps the overlay network {OVERLAY}; write "
-            f"one outside of it",
-        ),
-        (
-            "routes",
-            "[{to: 192.168.7.0/24, via: 10.10.11.9}]",
-            f"9:38: network.routes[0].via: 10.10.11.9 is outside of the overlay network; write the IP "
-            f"of a peer in {OVERLAY}",
-        ),
-        (
-            "routes",
-            "[{to: 192.168.7.0/24, via: 10.10.10.7}]",
-            "9:38: network.routes[0].via: 10.10.10.7 is this device itself; write the overlay IP of "
-            "the peer before it",
-        ),
-        (
-            "routes",
-            "[{to: 203.0.113.0/24, via: 10.10.10.9}]",
-            "22:11: relay.server: 203.0.113.9 lies in 203.0.113.0/24, which goes into the tunnel; "
-            "write an address outside of it",
-        ),
-        (
-            "routes",
-            f"[{'{to: 192.168.7.0/24, via: 10.10.10.9},' * 65}]",
-            "9:11: network.routes: has too many entries; at most 64 are allowed",
-        ),
-        (
-            "advertise",
-            "[10.10.10.0/25]",
-            f"9:15: network.advertise[0]: 10.10.10.0/25 overlaps the overlay network {OVERLAY}; write "
-            f"one outside of it",
-        ),
-        (
-            "advertise",
-            "[172.16.0.0/16, 172.16.0.0/16]",
-            "9:30: network.advertise[1]: 172.16.0.0/16 is given twice; keep one of them",
-        ),
-    ],
-)
-def test_routes(key: str, value: str, expected: str) -> None:
-    lines = problems(
-        changed("\n\nencryption:", f"\n  {key}: {value}\nencryption:").replace(
-            "  # Unique IP for each client", ""
-        )
-    )
-    assert lines == [f"c.yaml:{expected}"]
-
-
-def test_a_mistake_in_a_route_does_not_hide_another() -> None:
-    routes = "{to: 192.168.7.1/24, via: 10.10.11.9}, {via: 10.10.10.7}, {to: 192.168.8.0/24, via: x}, x"
-    assert problems(changed("\n\nencryption:", f"\n  routes: [{routes}]\n\nencryption:")) == [
-        "c.yaml:9:17: network.routes[0].to: 192.168.7.1/24 has bits set behind its prefix; "
-        "write 192.168.7.0/24",
-        f"c.yaml:9:38: network.routes[0].via: 10.10.11.9 is outside of the overlay network; write the IP "
-        f"of a peer in {OVERLAY}",
-        'c.yaml:9:51: network.routes[1].to: is missing; write it under "routes:", such as '
-        'to: "192.168.7.0/24"',
-        "c.yaml:9:57: network.routes[1].via: 10.10.10.7 is this device itself; write the overlay IP of "
-        "the peer before it",
-        'c.yaml:9:96: network.routes[2].via: "x" is not an IP address; write one such as 10.10.10.7',
-        "c.yaml:9:100: network.routes[3]: lacks its peer; write {to: x, via: IP of a peer}",
-    ]
-
-
-def test_a_prefix_is_not_both_reached_and_offered() -> None:
-    both = "\n  routes: [{to: 192.168.7.0/24, via: 10.10.10.9}]\n  advertise: [192.168.7.0/24]\n\nencryption:"
-    assert problems(changed("\n\nencryption:", both)) == [
-        "c.yaml:10:15: network.advertise[0]: 192.168.7.0/24 is also in network.routes; keep it in one of them"
-    ]
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,8 @@ KEYS: dict[str, tuple[object, str | None]] = {
     "network.device_name": ("mesh0", " shadowmesh0 -> mesh0"),
     "network.local_ip": ("10.10.10.8/24", ""),
     "network.mtu": ("1300", " 1400 -> 1300"),
-    "network.routes": ([{"to": "192.168.7.0/24", "via": "10.10.10.9"}], ""),
-    "network.advertise": (["192.168.8.0/24"], ""),
+    "network.routes": ([{"to": "192.168.7.0/24", "via": "10.10.10.9"}], None),
+    "network.advertise": (["192.168.8.0/24"], None),
     "encryption.key": (OTHER, ""),
     "encryption.next_key": (OTHER, None),
     "peer.id": ("b", " a -> b"),
@@ -88,6 +88,16 @@ def test_both_kinds_at_once() -> None:
     assert result.peer == OLD.peer
     assert changed(OLD, new) == ("daemon.log_level",)
     assert len(needs_restart(OLD, new)) == 2
+
+
+def test_routes_wait_with_the_address_that_they_were_checked_against() -> None:
+    """A prefix that is outside of the new overlay network may be inside of the old one."""
+    routes = [{"to": "10.10.10.0/25", "via": "10.20.0.2"}]
+    new = config(network={"local_ip": "10.20.0.1/24", "routes": routes, "advertise": ["10.10.10.128/25"]})
+    assert needs_restart(OLD, new) == [
+        f"needs a restart: network.{key}" for key in ("local_ip", "routes", "advertise")
+    ]
+    assert merged(OLD, new) == OLD
 
 
 def test_another_list_of_relays() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +23,7 @@ from shadowmesh.daemon.openapi import DESCRIPTION
 from shadowmesh.daemon.ping import UnknownPeer
 from shadowmesh.daemon.token import Token
 from shadowmesh.errors import ConfigError, StartError
+from shadowmesh.net.http import MAX_CONNECTIONS
 from shadowmesh.testing.websocket import drive
 
 GETS = ["/health", "/status", "/peers", "/metrics", "/openapi.json"]
@@ -59,7 +61,7 @@ class FakeControl:
     async def disconnect(self) -> None:
         self.asked.append("disconnect")
 
-    def reload(self) -> dict[str, Any]:
+    async def reload(self) -> dict[str, Any]:
         self.asked.append("reload")
         return {"applied": ["relay.server"], "refused": [], "warnings": []}
 
@@ -83,7 +85,11 @@ class Api:
         self._app = create_api(cast(Control, self.control), token)
 
     def ask(
-        self, method: str, path: str, headers: dict[str, str] | None = None, body: bytes = b""
+        self,
+        method: str,
+        path: str,
+        headers: dict[str, str] | list[tuple[str, str]] | None = None,
+        body: bytes = b"",
     ) -> httpx.Response:
         async def request() -> httpx.Response:
             transport = httpx.ASGITransport(self._app)
@@ -149,7 +155,7 @@ def test_what_cannot_be_done_is_said(api: Api, monkeypatch: pytest.MonkeyPatch) 
     response = api.post("/ping", {"peer": "nobody"})
     assert (response.status_code, response.json()) == (404, {"error": "nobody is nobody"})
 
-    def refuse() -> dict[str, Any]:
+    async def refuse() -> dict[str, Any]:
         raise ConfigError(["f.yaml:1:1: relay: is missing", "f.yaml:2:1: x: unknown key"])
 
     monkeypatch.setattr(api.control, "reload", refuse)
@@ -187,6 +193,17 @@ FOREIGN_HOSTS = [
     *("evil.example", "evil.example:9090", "127.0.0.1.evil.example", "localhost.evil.example"),
     *("127.0.0.1@evil.example", "evil.example@127.0.0.1", "127.1", "2130706433", "0.0.0.0", "[::1]:9090"),
     *("192.168.1.5", "", "[::1", "[evil]", "a b", "127.0.0.1/x", "127.0.0.1#evil", "localhost."),
+    *(
+        "localhost?",
+        "localhost#",
+        "localhost/",
+        "localhost:abc",
+        "localhost:",
+        "localhost:123456",
+        "localhost:-1",
+    ),
+    *("localhost:9090:1", "@localhost", ":@localhost", "localhost\t", "localhost,evil", "::1", "[localhost]"),
+    *("127.0.0.1?", "127.0.0.1:", "127.0.0.1:0x1", "127.0.0.01", "127.0.0.1.", "[127.0.0.1]", "[::1%lo]"),
 ]
 
 
@@ -199,6 +216,27 @@ def test_a_foreign_host_is_refused_on_every_path(api: Api, path: str) -> None:
             response = api.ask(method, path, token | {"Host": host}, body)
             assert response.status_code == 403, host
             assert "this Host is not served here" in response.json()["error"]
+    assert not api.control.asked
+
+
+@pytest.mark.parametrize("path", [*GETS, *POSTS])
+@pytest.mark.parametrize(
+    "more",
+    [
+        [("Host", "127.0.0.1:9090"), ("Host", "evil.example")],
+        [("Host", "127.0.0.1:9090"), ("Host", "127.0.0.1:9090")],
+        [("Origin", "http://127.0.0.1:9090"), ("Origin", "https://evil.example")],
+        [("Origin", "http://127.0.0.1:9090"), ("Origin", "http://127.0.0.1:9090")],
+        [("Sec-Fetch-Site", "none"), ("Sec-Fetch-Site", "cross-site")],
+    ],
+    ids=str,
+)
+def test_what_counts_once_is_refused_twice(api: Api, path: str, more: list[tuple[str, str]]) -> None:
+    headers = [("Content-Type", "application/json"), ("Authorization", f"Bearer {api.secret}"), *more]
+    if more[0][0] != "Host":
+        headers.append(("Host", "127.0.0.1:9090"))
+    for method in ("GET", "POST"):
+        assert api.ask(method, path, headers, json.dumps(BODIES.get(path, {})).encode()).status_code == 403
     assert not api.control.asked
 
 
@@ -338,6 +376,48 @@ def test_it_is_served_under_the_address_that_was_asked(tmp_path: Path, host: str
                 assert answer.status_code == 403
         await api.close()
         assert not (tmp_path / "api.token").exists()
+
+    drive(main)
+
+
+HOSTILE = [
+    b"%s %s HTTP/1.1\r\nHost: 127.0.0.1\r\nHost: 127.0.0.1\r\n\r\n",
+    b"%s %s HTTP/1.1\r\n\r\n",
+    b"%s %s HTTP/1.0\r\n\r\n",
+    b"%s http://evil.example%s HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+    b"%s %s HTTP/1.1\r\nHost: 127.0.0.1\r\nOrigin: https://evil.example\r\nConnection: Upgrade\r\n"
+    b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n",
+    b"%s %s HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"x" * 70_000 + b"\r\n\r\n",
+    b"%s %s HTTP/1.1\r\nHost: 127.0.0.1\r\nOrigin: null\r\nContent-Length: 3\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n",
+]
+
+
+def test_hostile_requests_as_they_are_on_the_wire(tmp_path: Path) -> None:
+    async def ask(port: int, request: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request)
+        answer = await reader.read()
+        writer.close()
+        return answer
+
+    async def main() -> None:
+        control = FakeControl()
+        api = await serve_api(cast(Control, control), config(tmp_path, "127.0.0.1", 0))
+        for method, path in [(b"GET", path) for path in GETS] + [(b"POST", path) for path in POSTS]:
+            for request in HOSTILE:
+                answer = await ask(api.server.port, request % (method, path.encode()))
+                assert answer.split()[1] in (b"400", b"403", b"404", b"431"), answer
+                assert b"access-control" not in answer.lower()
+        assert not control.asked
+        async with AsyncExitStack() as stack:  # many who begin a request and do not end it
+            for _ in range(MAX_CONNECTIONS + 5):
+                _, writer = await asyncio.open_connection("127.0.0.1", api.server.port)
+                stack.callback(writer.close)
+                writer.write(b"POST /reload HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 5\r\n")
+            good = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+            assert b" 200 " in await ask(api.server.port, good)
+        await api.close()
 
     drive(main)
 

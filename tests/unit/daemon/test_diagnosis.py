@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from shadowmesh.daemon.diagnosis import KINDS, diagnose, kind
+from shadowmesh.daemon.words import another_version
 
 SERVER = "ws://relay.example:9545/relay"
 
@@ -105,6 +106,13 @@ def test_all_is_well() -> None:
             "host and port of relay.server",
         ),
         ("TLS with r:443 fails (WRONG_VERSION_NUMBER): does it speak TLS?", "tls", "does it speak TLS"),
+        (another_version(2), "version", "upgrade this client"),
+        (another_version(0), "version", "upgrade the relay"),
+        (
+            "the relay refused the join: protocol version 1; this relay speaks 2: upgrade the client",
+            "version",
+            "upgrade the client",
+        ),
         ("the relay refused the join: this network is not allowed here", "join_refused", "allowed_networks"),
         ("the relay has no place for us", "full", "max_connections"),
         ("cannot find the address of r.example: Name or service not known", "name", "spelt right"),

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import signal
+import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from shadowmesh.crypto.keys import fingerprint
 from shadowmesh.daemon import app as app_module
 from shadowmesh.daemon.app import Daemon
 from shadowmesh.daemon.state import StateDirectory
-from shadowmesh.errors import ConfigError, RequestError
+from shadowmesh.errors import ConfigError, RequestError, TunError
 from shadowmesh.observe.logging import configure
 from shadowmesh.testing import guide
 from shadowmesh.testing.relay_program import NotifySocket, free_ports
@@ -142,9 +143,13 @@ def test_a_reload_changes_the_level_of_the_log(tmp_path: Path) -> None:
     async def test(device: Device) -> None:
         assert logging.getLogger().level == logging.WARNING
         device.write(daemon={"log_level": "error"})
-        assert device.daemon.reload() == {"applied": ["daemon.log_level"], "refused": [], "warnings": []}
+        assert await device.daemon.reload() == {
+            "applied": ["daemon.log_level"],
+            "refused": [],
+            "warnings": [],
+        }
         assert logging.getLogger().level == logging.ERROR
-        assert device.daemon.reload() == {"applied": [], "refused": [], "warnings": []}
+        assert await device.daemon.reload() == {"applied": [], "refused": [], "warnings": []}
 
     configure("warning")
     try:
@@ -159,7 +164,7 @@ def test_a_reload_goes_to_another_relay_and_keeps_the_tunnel(tmp_path: Path) -> 
             for relay in (one, other, one):
                 url = f"ws://127.0.0.1:{relay.port}"
                 device.write(relay={"server": url})
-                assert device.daemon.reload()["applied"] == ["relay.server"]
+                assert (await device.daemon.reload())["applied"] == ["relay.server"]
                 await until(lambda: device.daemon.status()["status"] == "connected")
                 assert device.relay() == f"{url}/relay"
                 await until(lambda relay=relay: relay.server.admission.joined == 1)  # type: ignore[misc]
@@ -174,7 +179,7 @@ def test_a_reload_while_the_operator_wants_no_relay(tmp_path: Path) -> None:
         async with running_relay() as relay:
             await device.daemon._control.disconnect()
             device.write(relay={"server": f"ws://127.0.0.1:{relay.port}"})
-            device.daemon.reload()
+            await device.daemon.reload()
             await asyncio.sleep(0.1)
             assert (device.daemon.status()["status"], relay.server.admission.joined) == ("down", 0)
             device.daemon._control.connect()
@@ -188,7 +193,7 @@ def test_what_cannot_change_is_refused_and_the_rest_applies(
 ) -> None:
     async def test(device: Device) -> None:
         device.write(network={"mtu": 1300}, peer={"id": "b"}, peers={"verify": "strict"})
-        assert device.daemon.reload() == {
+        assert await device.daemon.reload() == {
             "applied": ["peers.verify"],
             "refused": ["needs a restart: network.mtu 1400 -> 1300", "needs a restart: peer.id a -> b"],
             "warnings": [],
@@ -208,11 +213,96 @@ def test_what_cannot_change_is_refused_and_the_rest_applies(
     with_device(tmp_path, test)
 
 
+ROUTES = [{"to": "192.168.7.0/24", "via": "10.10.10.2"}]
+
+
+def test_a_reload_routes_and_offers_other_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app_module, "_forwards", lambda version: version == 6)
+
+    async def test(device: Device) -> None:
+        key = bytes([10, 10, 10, 1, 192, 168, 7, 9])
+        (network,) = device.daemon._networks
+        link, mesh = network.link, network.mesh
+        assert mesh.flow(key) is None
+        device.write(network={"routes": ROUTES, "advertise": ["192.168.8.0/24", "fd07::/48"]})
+        outcome = await device.daemon.reload()
+        assert outcome["applied"] == ["network.routes", "network.advertise"]
+        assert ["ip_forward=1" in warning for warning in outcome["warnings"]] == [True]
+        assert [str(route) for route in device.tun.routes] == ["192.168.7.0/24"]
+        assert mesh.flow(key) is not None
+        assert mesh.may_send(bytes([192, 168, 8, 1]))
+        assert (network.context.local.seq, network.context.local.info().routes) == (
+            1,
+            ("192.168.8.0/24", "fd07::/48"),
+        )
+        device.write(network={"advertise": ["192.168.8.0/24", "fd07::/48"]})
+        assert await device.daemon.reload() == {"applied": ["network.routes"], "refused": [], "warnings": []}
+        assert (mesh.flow(key), device.tun.routes, network.context.local.seq) == (None, (), 1)
+        assert network.link is link
+        device.write(
+            network={"routes": ROUTES}, encryption={"next_key": KEY.replace("6b", "7b")}
+        )  # a network that comes has them, too
+        await device.daemon.reload()
+        assert [len(each.context.local.routes) for each in device.daemon._networks] == [1, 1]
+
+    with_device(tmp_path, test)
+
+
+def test_a_route_that_the_kernel_refuses_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(routes: object) -> None:
+        raise TunError("cannot add the route 192.168.7.0/24 to shadowmesh0: there is one already")
+
+    async def test(device: Device) -> None:
+        monkeypatch.setattr(device.tun, "set_routes", refuse)
+        device.write(network={"routes": ROUTES}, daemon={"log_level": "error"}, peers={"verify": "strict"})
+        with pytest.raises(TunError, match="there is one already"):
+            await device.daemon.reload()
+        os.kill(os.getpid(), signal.SIGHUP)
+        log = ""
+        while "configuration not reloaded" not in log:
+            await asyncio.sleep(0.01)
+            log += capsys.readouterr().err
+        assert "cannot add the route 192.168.7.0/24" in log
+        assert device.daemon._networks[0].context.local.routes == ()
+        device.write(peers={"verify": "strict"})
+        assert (await device.daemon.reload())["applied"] == ["peers.verify"]
+
+    configure()
+    with_device(tmp_path, test)
+
+
+def test_reloads_come_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one waits for the kernel, another one does not do the same again."""
+    begun, go = threading.Event(), threading.Event()
+    calls: list[object] = []
+
+    def slow(routes: object) -> None:
+        calls.append(routes)
+        begun.set()
+        assert go.wait(10)
+
+    async def test(device: Device) -> None:
+        monkeypatch.setattr(device.tun, "set_routes", slow)
+        device.write(network={"routes": ROUTES})
+        first = asyncio.create_task(device.daemon.reload())
+        await until(begun.is_set)
+        second = asyncio.create_task(device.daemon.reload())
+        await asyncio.sleep(0.05)
+        assert not second.done()
+        go.set()
+        assert [(await task)["applied"] for task in (first, second)] == [["network.routes"], []]
+        assert len(calls) == 1
+
+    with_device(tmp_path, test)
+
+
 def test_a_file_with_mistakes_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     async def test(device: Device) -> None:
         device.write(daemon={"log_level": "loud"}, relay={"server": "ws://127.0.0.1:2"}, peer={"ip": 1})
         with pytest.raises(ConfigError) as caught:
-            device.daemon.reload()
+            await device.daemon.reload()
         assert [line.split(": ")[1] for line in caught.value.problems] == ["daemon.log_level", "peer.ip"]
         capsys.readouterr()
         os.kill(os.getpid(), signal.SIGHUP)
@@ -273,7 +363,7 @@ def test_reload_takes_over_pins(tmp_path: Path) -> None:
         trust = device.daemon._networks[0].trust
         before = trust.check(IP, b"k" * 32).value
         device.write(peers={"trusted": {"10.10.10.2": fingerprint(b"o" * 32)}})
-        device.daemon.reload()
+        await device.daemon.reload()
         assert (before, trust.check(IP, b"k" * 32).value) == ("new", "refused")
         assert yaml.safe_load(device.file.read_text())["peers"]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import cast
+from unittest.mock import Mock
 
 from shadowmesh.config.secret import SecretKey
 from shadowmesh.daemon.engine import Engine
@@ -31,13 +32,17 @@ class Bench:
         local = Local((), "a", 1400, "test")
         network = Network(SecretKey(bytes([number]) * 32), bytes(32), local, lambda _: cast(Trust, None))
         network.link = cast(RelayLink, SimpleNamespace(ready=True))
-        network.mesh = cast(Mesh, SimpleNamespace(flow=lambda key: key, enqueue=self._enqueue))
+        mesh = SimpleNamespace(flow=lambda key: key, enqueue=self._enqueue, joined=Mock(), lost=Mock())
+        network.mesh = cast(Mesh, mesh)
         network.now = lambda: 1.0
         network._engine = cast(
             Engine,
             SimpleNamespace(
-                pause=lambda: self.told.append("pause"),
-                resume=lambda: self.told.append("resume"),
+                pause=lambda via=None: self.told.append(f"pause {via}"),
+                resume=lambda via=None: self.told.append(f"resume {via}"),
+                opened=lambda via: self.told.append(f"opened {via}"),
+                closed=lambda via: self.told.append(f"closed {via}"),
+                arm=lambda: None,
                 unreachable=lambda kind, body: self.told.append("unreachable"),
             ),
         )
@@ -69,6 +74,19 @@ def test_the_engine_resumes_when_no_link_is_full_any_more() -> None:
     bench.one.pause()
     bench.two.pause()
     bench.one.resume()
-    assert "resume" not in bench.told
+    assert "resume None" not in bench.told
     bench.two.resume()
-    assert bench.told[-1] == "resume"
+    assert bench.told[-1] == "resume None"
+
+
+def test_what_becomes_of_one_link_of_several_is_between_it_and_the_engine() -> None:
+    bench = Bench()
+    bench.one.pause()
+    bench.told.clear()
+    bench.two.joined("x")
+    bench.two.pause("x")
+    bench.two.resume("x")
+    bench.two.lost("x")
+    assert bench.told == ["opened x", "pause x", "resume x", "closed x"]
+    assert bench.one.full
+    assert not bench.two.full

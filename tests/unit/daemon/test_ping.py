@@ -136,6 +136,17 @@ def test_an_answer_of_another_peer_does_not_count(bench: Bench) -> None:
     assert bench.pinger.rtt(bench.a.peer(bench.b)) is not None
 
 
+def test_what_a_peer_has_not_answered_is_forgotten_with_it(bench: Bench) -> None:
+    bench.world.meet(bench.a, bench.b)
+    bench.b.disconnect()
+    for _ in range(200):
+        bench.a.ping(bench.b)
+        bench.pinger.look()
+        bench.world.run(1.0)
+    assert bench.reported.events["peer_gone"] == 1
+    assert not bench.pinger._under_way  # each of which would keep the peer's object
+
+
 def test_what_is_kept_has_bounds(bench: Bench) -> None:
     bench.world.meet(bench.a, bench.b)
     bench.world.relay.forward = lambda frame: ()

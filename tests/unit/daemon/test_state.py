@@ -173,6 +173,14 @@ def test_a_seed_that_others_could_read_is_mended_and_told(state: StateDirectory,
     assert "could be read by others" in state.warnings[0]
 
 
+def test_the_lock_is_no_link_that_somebody_laid(tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir(mode=0o700)
+    (tmp_path / "state/lock").symlink_to(tmp_path / "theirs")
+    with pytest.raises(StartError, match="lock: Too many levels of symbolic links"):
+        StateDirectory(tmp_path / "state")
+    assert not (tmp_path / "theirs").exists()
+
+
 def test_a_link_that_somebody_laid_is_not_followed(state: StateDirectory, path: Path, tmp_path: Path) -> None:
     theirs = tmp_path / "theirs"
     theirs.write_text("keep")

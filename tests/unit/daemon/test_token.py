@@ -93,9 +93,10 @@ def test_a_file_of_somebody_else_gets_no_token(tmp_path: Path) -> None:
     path.touch(0o600)
     os.chown(path, 65534, 65534)
     token = Token(str(path))
-    assert "the file is somebody else's" in token.trouble
+    assert f"{path} is somebody else's" in token.trouble
     assert path.read_bytes() == b""
     token.close()
+    assert os.listdir(tmp_path) == ["api.token"]
 
 
 def test_a_file_with_another_name_gets_no_token(tmp_path: Path) -> None:
@@ -103,7 +104,27 @@ def test_a_file_with_another_name_gets_no_token(tmp_path: Path) -> None:
     (tmp_path / "other").touch()
     os.link(tmp_path / "other", path)
     token = Token(str(path))
-    assert "the file is somebody else's" in token.trouble
+    assert f"{path} is somebody else's" in token.trouble
+    token.close()
+
+
+@pytest.mark.parametrize("suffix", ["", ".lock"])
+def test_what_is_no_file_gets_no_token_and_nobody_waits_for_it(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / "api.token"
+    os.mkfifo(f"{path}{suffix}")
+    token = Token(str(path))
+    assert f"{path}{suffix} is somebody else's, or no file; remove it" in token.trouble
+    token.close()
+
+
+@pytest.mark.parametrize("suffix", [".lock", ".new"])
+def test_links_beside_it_lead_nowhere(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / "passwd").write_text("precious")
+    path = tmp_path / "api.token"
+    Path(f"{path}{suffix}").symlink_to(tmp_path / "passwd")
+    token = Token(str(path))
+    assert bool(token.trouble) is (suffix == ".lock")  # what is left of a broken run is removed
+    assert (tmp_path / "passwd").read_text() == "precious"
     token.close()
 
 
@@ -113,28 +134,57 @@ def test_nothing_matches_without_a_file(tmp_path: Path) -> None:
     assert not token.matches(token._token.decode())
 
 
-def test_an_older_token_is_gone_before_others_may_read_the_file(
+def test_whoever_may_read_the_token_cannot_keep_a_daemon_from_it(tmp_path: Path) -> None:
+    """A lock needs no right to write; the file here was left behind by a kill -9."""
+    path = tmp_path / "api.token"
+    path.write_text("x" * 43)
+    with path.open("rb") as reader:
+        fcntl.flock(reader, fcntl.LOCK_EX)
+        token = Token(str(path))
+        assert token.trouble == ""
+        with path.open("rb") as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            assert Token(str(path)).trouble.endswith("a daemon.token_file of its own")
+        lock = tmp_path / "api.token.lock"
+        assert stat.S_IMODE(lock.stat().st_mode) == 0o600
+        token.close()
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_lock_that_others_could_read_is_closed_to_them(tmp_path: Path) -> None:
+    lock = tmp_path / "api.token.lock"
+    lock.touch(0o666)
+    lock.chmod(0o666)
+    token = Token(str(tmp_path / "api.token"))
+    assert stat.S_IMODE(lock.stat().st_mode) == 0o600
+    token.close()
+
+
+def test_the_file_appears_whole_and_an_older_one_with_its_readers_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "api.token"
     path.write_text("x" * 200)
-    sizes: list[int] = []
-    fchmod = os.fchmod
+    seen: list[tuple[int, int]] = []
+    replace = os.replace
 
-    def noting(file: int, mode: int) -> None:
-        sizes.append(os.fstat(file).st_size)
-        fchmod(file, mode)
+    def noting(new: Path, old: Path) -> None:
+        seen.append((stat.S_IMODE(new.stat().st_mode), new.stat().st_size))
+        replace(new, old)
 
-    monkeypatch.setattr(os, "fchmod", noting)
-    Token(str(path)).close()
-    assert sizes == [0]
+    monkeypatch.setattr(os, "replace", noting)
+    with path.open("rb") as reader:
+        token = Token(str(path))
+        assert reader.read() == b"x" * 200  # whoever had it open before sees nothing of the new one
+    assert seen == [(0o640, 44)]
+    token.close()
 
 
 @pytest.mark.parametrize("again", [False, True])
-def test_a_file_that_was_removed_before_the_lock_is_not_used(
+def test_a_lock_that_was_removed_before_it_was_ours_is_not_used(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, again: bool
 ) -> None:
-    path = tmp_path / "api.token"
+    lock = tmp_path / "api.token.lock"
     flock = fcntl.flock
     locks = 0
 
@@ -142,13 +192,13 @@ def test_a_file_that_was_removed_before_the_lock_is_not_used(
         nonlocal locks
         locks += 1
         if locks == 1:  # the daemon before us ends now
-            path.unlink()
+            lock.unlink()
             if again:
-                path.touch(0o600)
+                lock.touch(0o600)
         flock(file, operation)
 
     monkeypatch.setattr(fcntl, "flock", late)
-    token = Token(str(path))
+    token = Token(str(tmp_path / "api.token"))
     assert locks == 2
-    assert token.matches(path.read_text().strip())
+    assert "another daemon" in Token(str(tmp_path / "api.token")).trouble
     token.close()
