@@ -23,8 +23,8 @@ from bench.arguments import at_least_one, some_of
 from bench.results import OWN, Mark, Metric, Results
 from bench.stats import median, percentile
 from bench.subjects import IPERF3_PORT, listens
-from shadowmesh.testing import netlab
-from shadowmesh.testing.bottleneck import add_bottleneck
+from shadowmesh.testing import guide, netlab
+from shadowmesh.testing.bottleneck import OTHER_RELAY, add_bottleneck, add_other_relay
 from shadowmesh.testing.netlab import Lab
 from shadowmesh.testing.program import LabError
 
@@ -32,21 +32,27 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "bench" / "results"
 DOCS = ROOT / "docs" / "performance.md"
 
-MBIT = 20
-SHAPE = f"tbf rate {MBIT}mbit burst 32kb latency 400ms"
-"""The queue is a megabyte, as in many a home router."""
+MBIT, MBIT_BESIDE = 20, 1
+SHAPE = "tbf rate {}mbit burst 32kb latency 400ms"
+"""With 20 Mbit/s the queue is a megabyte, as in many a home router."""
 WARM = 3.0
 """Seconds of bulk before anything counts."""
 PING_INTERVAL = 0.02
+BESIDE_NEARER = 5
+"""Pings that do not go through the line have to be so many times quicker."""
 _PATIENCE = 30.0
-_A, _B = "10.10.10.1", "10.10.10.2"
-WAYS = ("up", "down")
+_A, _B, _C = "10.10.10.1", "10.10.10.2", "10.10.10.3"
+BESIDE = "beside"
+WAYS = ("up", "down", BESIDE)
 CONTROLS = ("cubic", "bbr")
 FLOWS = (1, 2)
 
 
 class Case(NamedTuple):
-    """Direction of the bulk through the line, congestion control of outer and inner TCP, number of flows."""
+    """Direction of the bulk through the line, congestion control of outer and inner TCP, number of flows.
+
+    BESIDE: up through a line of 1 Mbit/s, and the pings go by another relay, to which there is no slow line.
+    """
 
     way: str
     outer: str
@@ -69,7 +75,14 @@ def marks(cases: Sequence[Case]) -> tuple[Mark, ...]:
         ("apart", 20.0, False, "two flows apart, %"),
     )
     return tuple(
-        Mark(f"{case} {name}", None, limit, at_least, f"{_title(case)}: {what}", str(case))
+        Mark(
+            f"{case} {name}",
+            None,
+            limit / (BESIDE_NEARER if case.way == BESIDE and not at_least else 1),
+            at_least,
+            f"{_title(case)}: {what}",
+            str(case),
+        )
         for case in cases
         for name, limit, at_least, what in limits
         if name != "apart" or case.flows == 2
@@ -86,9 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     cases = [
         Case(way, outer, inner, flows)
         for outer, way, inner, flows in product(arguments.outer, arguments.ways, arguments.inner, FLOWS)
+        if way != BESIDE or flows == 1
     ]
     facts = environment.describe([], ["iperf3"]) | {
-        "line": SHAPE,
+        "line": SHAPE.format(MBIT),
         "rounds": f"{rounds}, runs of {seconds} s",
     }
     results = Results(
@@ -98,9 +112,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         marks=() if arguments.quick else marks(cases),
     )
     for number in range(rounds):
-        for outer in arguments.outer:
-            of_outer = [case for case in cases if case.outer == outer]
-            _round(results, of_outer, outer, seconds, f"round {number + 1}/{rounds}")
+        for outer, beside in product(arguments.outer, (False, True)):
+            of_lab = [case for case in cases if case.outer == outer and (case.way == BESIDE) is beside]
+            if of_lab:
+                _round(results, of_lab, outer, seconds, f"round {number + 1}/{rounds}")
     text = markdown(results, cases, facts)
     print(text, flush=True)
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -115,8 +130,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _round(results: Results, cases: Sequence[Case], outer: str, seconds: int, where: str) -> None:
-    """All cases with one outer congestion control. A failure is noted, but does not end a long run."""
-    with _survived(results, f"{where} {outer}"), started(outer) as lab:
+    """All cases of one lab. A failure is noted, but does not end a long run."""
+    beside = cases[0].way == BESIDE
+    with _survived(results, f"{where} {outer}"), started(outer, beside=beside) as lab:
         results.add(OWN, {"load before": processor.load()})
         for case in cases:
             with _survived(results, f"{where} {case}"):
@@ -127,15 +143,22 @@ def _round(results: Results, cases: Sequence[Case], outer: str, seconds: int, wh
 
 
 @contextmanager
-def started(outer: str) -> Iterator[Lab]:
-    """A and B, joined to the relay, A through the slow line."""
-    with Lab("a", "b", congestion=outer) as lab:
-        add_bottleneck(lab, "a", SHAPE, outer)
+def started(outer: str, *, beside: bool = False) -> Iterator[Lab]:
+    """A and B, joined to the relay, A through the slow line; beside: A and C to another relay, too."""
+    with Lab("a", "b", "c", congestion=outer) as lab:
+        add_bottleneck(lab, "a", SHAPE.format(MBIT_BESIDE if beside else MBIT), outer)
         key = secrets.token_hex(32)
+        servers = [f"ws://{netlab.RELAY_IP4}:{guide.RELAY_PORT}"]
         lab.start_relay()
-        lab.start_client("a", f"{_A}/24", key)
+        if beside:
+            add_other_relay(lab, "a", outer)
+            lab.start_client("c", f"{_C}/24", key, relay={"server": OTHER_RELAY})
+            servers.append(OTHER_RELAY)
+        lab.start_client("a", f"{_A}/24", key, relay={"server": None, "servers": servers})
         lab.start_client("b", f"{_B}/24", key)
         lab["a"].wait_for_ping(_B)
+        if beside:
+            lab["a"].wait_for_ping(_C)
         yield lab
 
 
@@ -149,22 +172,23 @@ def measure(lab: Lab, case: Case, seconds: int) -> Numbers:
         bulk = lab["a"].start(*argv, name="iperf3-bulk")
         time.sleep(WARM)
         count = round(seconds / PING_INTERVAL)
-        pings = ("ping", "-n", "-i", str(PING_INTERVAL), "-c", str(count), "-W", "2", _B)
+        target = _C if case.way == BESIDE else _B
+        pings = ("ping", "-n", "-i", str(PING_INTERVAL), "-c", str(count), "-W", "2", target)
         done = lab["a"].run(*pings, check=False, timeout=seconds + _PATIENCE)
         bulk.wait(_PATIENCE)
-        return _numbers(parse.ping(done.stdout), bulk.text())
+        return _numbers(parse.ping(done.stdout), bulk.text(), MBIT_BESIDE if case.way == BESIDE else MBIT)
     finally:
         server.stop()
 
 
-def _numbers(pings: parse.Ping, text: str) -> Numbers:
+def _numbers(pings: parse.Ping, text: str, mbit: int) -> Numbers:
     total = parse.iperf3_tcp(text).bits_per_second
     shares = [flow["receiver"]["bits_per_second"] for flow in json.loads(text)["end"]["streams"]]
     numbers = {
         "ping": median(pings.times),
         "p99": percentile(pings.times, 99),
         "lost": max(0.0, 100 * (1 - len(pings.times) / pings.sent)),
-        "goodput": total / MBIT / 1e4,
+        "goodput": total / mbit / 1e4,
     }
     if len(shares) == 2:
         numbers["apart"] = 100 * (1 - min(shares) / max(shares))
@@ -212,7 +236,8 @@ def _verdicts(results: Results) -> str:
 
 def _title(case: Case) -> str:
     flows = "1 flow" if case.flows == 1 else f"{case.flows} flows"
-    return f"{case.way}, outer {case.outer}, {flows} of {case.inner}"
+    way = "up at 1 Mbit/s, pings by another relay" if case.way == BESIDE else case.way
+    return f"{way}, outer {case.outer}, {flows} of {case.inner}"
 
 
 @contextmanager

@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from bench import environment, report
 from bench.arguments import DOCS, at_least_one, parsed, some_of
 from bench.stats import median, percentile
 from shadowmesh.testing import netlab
-from shadowmesh.testing.faults import SCENARIOS, Scene, scene
+from shadowmesh.testing.faults import LONG, SCENARIOS, Scene, scene
 from shadowmesh.testing.program import LabError
 
 TOOLS = {**netlab.TOOLS, "iptables": "iptables"}
 ANNOUNCED, UNANNOUNCED = 3.0, 6.0  # seconds at most for 95 of 100
+SHORT = 5.0
+"""Seconds without a carrier, for --quick."""
 REST = 6.0  # seconds between two faults of one lab, so that each finds a connection that has lasted
 
 
@@ -54,7 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     tries = 1 if arguments.quick else arguments.tries
     facts = environment.describe([], [])
     facts["tries"] = str(tries)
-    results = [_measure(name, tries) for name in arguments.only]
+    facts["labs at once"] = str(min(arguments.at_once, len(arguments.only)))
+    if arguments.at_once > 1:
+        with ThreadPoolExecutor(arguments.at_once) as pool:
+            results = list(pool.map(lambda name: _measured_apart(name, arguments), arguments.only))
+    else:
+        results = [_measure(name, tries, SHORT if arguments.quick else LONG) for name in arguments.only]
     text = markdown(results, facts)
     print(text, flush=True)
     arguments.output.mkdir(parents=True, exist_ok=True)
@@ -71,12 +82,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def _measure(name: str, tries: int) -> Outages:
+def _measure(name: str, tries: int, carrier_seconds: float) -> Outages:
     outages = Outages(name)
     scenario = SCENARIOS[name]
     while tries:
         try:
-            with scene(scenario) as made:
+            with scene(scenario, carrier_seconds) as made:
                 for _ in range(1 if scenario.once else tries):
                     tries -= 1
                     _once(outages, made)
@@ -88,6 +99,19 @@ def _measure(name: str, tries: int) -> Outages:
             if len(outages.errors) > 2:
                 break
     return outages
+
+
+def _measured_apart(name: str, arguments: argparse.Namespace) -> Outages:
+    """The same in a process of its own: namespaces and threads of several labs do not go together in one."""
+    with tempfile.TemporaryDirectory() as output:
+        command = [sys.executable, "-m", "bench.faults", "--only", name, "--at-once", "1", "--output", output]
+        command += ["--quick"] if arguments.quick else ["--tries", str(arguments.tries)]
+        subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+        try:
+            values = json.loads((Path(output) / "faults.json").read_text())[name]
+        except OSError:
+            return Outages(name, errors=["ended before its time"])
+    return Outages(name, **values)
 
 
 def _once(outages: Outages, made: Scene) -> None:
@@ -118,6 +142,13 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tries", type=at_least_one, default=10, help="of each fault (default: 10)")
     names = list(SCENARIOS)
     parser.add_argument("--only", type=some_of(names), default=names, metavar="NAME,…", help=", ".join(names))
+    parser.add_argument(
+        "--at-once",
+        type=at_least_one,
+        default=4,
+        metavar="N",
+        help="labs beside each other, each of which mostly waits (default: 4)",
+    )
     return parsed(parser, argv)
 
 

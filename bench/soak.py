@@ -133,7 +133,7 @@ class Soak:
             host.ip(f"route add local {prefix} dev lo")
             lab.relay.ip(f"route add {prefix} via {host.ip4} congctl {CONGESTION}")
         self._start_relay()
-        facts.start = soak_watch.take(lab, self._relay, self._probe)
+        facts.start = self._sample()
         facts.types_before = self._probe.types(self._relay)
         self._mix(self._effort.warm)
         facts.before = self._idle()
@@ -259,25 +259,25 @@ class Soak:
         """Take samples, scrape and reload; nobody may end."""
         effort, lab, began = self._effort, self._lab, time.monotonic()
         sampled, scraped, reloaded = began, began, began
-        samples = [soak_watch.take(lab, self._relay, self._probe)]
+        samples = [self._sample()]
         while (now := time.monotonic()) < began + seconds:
             for actor in (*actors, self._relay):
                 if actor.status is not None:
                     raise LabError(f"{actor.name} has ended with status {actor.status}\n{actor.text()}")
             if now >= sampled + effort.every:
                 sampled += effort.every
-                samples.append(soak_watch.take(lab, self._relay, self._probe))
+                samples.append(self._sample())
                 self._show(samples)
             if now >= scraped + effort.pace:
                 scraped = now
                 for path in ("/health", "/ready", "/status"):
                     lab.relay.get(path, guide.HEALTH_PORT)
-                soak_watch.scrape(lab)
+                soak_watch.scrape(lab.relay)
             if now >= reloaded + 12 * effort.pace:
                 reloaded = now
                 self._reload(other_settings(self._chance))
             time.sleep(effort.pace / 20)
-        samples.append(soak_watch.take(lab, self._relay, self._probe))
+        samples.append(self._sample())
         self._reload({})
         return samples
 
@@ -303,6 +303,9 @@ class Soak:
             f"p99 {metrics['latency_ms{0.99}']:.1f} ms"
         )
 
+    def _sample(self) -> Sample:
+        return soak_watch.take(self._relay, self._probe, lambda: soak_watch.scrape(self._lab.relay))
+
     def _say(self, text: str) -> None:
         print(f"{time.monotonic() - self._began:6.1f} s: {text}", file=sys.stderr, flush=True)
 
@@ -312,11 +315,11 @@ class Soak:
         """Wait until all is given back, and look closely."""
 
         def empty() -> bool:
-            metrics = soak_watch.scrape(self._lab)
+            metrics = soak_watch.scrape(self._lab.relay)
             return not (metrics["connections"] + metrics["connections_unjoined"] + metrics["networks"])
 
         def quiet() -> bool:
-            return soak_watch.take(self._lab, self._relay, self._probe).fds == self.facts.start.fds
+            return self._sample().fds == self.facts.start.fds
 
         self._say("all have gone")
         for condition, patience in ((empty, _PATIENCE), (quiet, _PATIENCE / 4)):
@@ -325,7 +328,7 @@ class Soak:
             except LabError:
                 break  # a check says what is left
         time.sleep(_BESIDE * self._effort.pace)
-        return soak_watch.take(self._lab, self._relay, self._probe)
+        return self._sample()
 
 
 def other_settings(chance: Random) -> dict[str, Any]:

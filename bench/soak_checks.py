@@ -78,7 +78,7 @@ def checks(facts: Facts, *, short: bool = False) -> list[Check]:
     """All of them; memory is not judged after a `short` run."""
     found: list[Check] = []
     if not short:
-        found += _memory(facts)
+        found += memory("under load", facts.samples, facts.before, facts.after)
     return [
         *found,
         *_idle(facts),
@@ -103,15 +103,16 @@ def slope(samples: Sequence[Sample], name: str = "rss") -> float:
     return 60 * 100 * median(slopes) / median([getattr(each, name) for each in chosen]) if slopes else 0.0
 
 
-def _memory(facts: Facts) -> Iterator[Check]:
+def memory(when: str, samples: Sequence[Sample], before: Sample, after: Sample) -> Iterator[Check]:
+    """Of one process, in the samples from a soak and idle before and after it."""
     for name, words in (("rss", "resident memory"), ("private", "private memory")):
-        grown = slope(facts.samples, name)
+        grown = slope(samples, name)
         yield Check(
-            f"{words} under load is flat: at most {MAX_SLOPE:g} % in a minute",
+            f"{words} {when} is flat: at most {MAX_SLOPE:g} % in a minute",
             f"{grown:+.2f} %",
             grown <= MAX_SLOPE,
         )
-        old, new = getattr(facts.before, name), getattr(facts.after, name)
+        old, new = getattr(before, name), getattr(after, name)
         yield Check(
             f"idle {words} afterwards is at most {MAX_GROWTH:g} % above that after the warm-up",
             f"{old:.1f} MB, {new:.1f} MB",

@@ -1,28 +1,29 @@
-"""What `bench soak` sees of the relay from outside, again and again: /proc, /metrics and the probe."""
+"""What `bench soak` and `bench flap` see of a program, again and again: /proc, /metrics and the probe."""
 
 from __future__ import annotations
 
 import os
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from bench import processor
 from bench.soak_probe import Probe
 from shadowmesh.testing import guide
-from shadowmesh.testing.netlab import Lab
+from shadowmesh.testing.netlab import Host
 from shadowmesh.testing.program import LabError, Program
 
-_PREFIX = "shadowmesh_relay_"
+RELAY, DAEMON = "shadowmesh_relay_", "shadowmesh_daemon_"
+"""What the names of their metrics begin with."""
 
 Metrics = Mapping[str, float]
 """Name without prefix to value; `NAME{LABEL}` for each value of the one label beside the region."""
 
 
 class Sample(NamedTuple):
-    """The relay at one moment."""
+    """A program at one moment."""
 
     at: float
     """Monotonic seconds."""
@@ -41,7 +42,7 @@ class Sample(NamedTuple):
 
     @property
     def lost(self) -> float:
-        """Frames that the account of the metrics does not explain: 0."""
+        """Frames that the account of a relay's metrics does not explain: 0."""
         m = self.metrics
         dropped = sum(value for name, value in m.items() if name.startswith("drops_total{"))
         return abs(m["frames_total"] - m["frames_relayed_total"] - dropped - m["frames_queued"]) + abs(
@@ -49,35 +50,35 @@ class Sample(NamedTuple):
         )
 
 
-def take(lab: Lab, relay: Program, probe: Probe) -> Sample:
-    """Look at a running relay."""
-    process = Path(f"/proc/{relay.pid}")
-    look = probe.glance(relay)
+def take(program: Program, probe: Probe, metrics: Callable[[], Metrics]) -> Sample:
+    """Look at a running program; `metrics` scrapes it."""
+    process = Path(f"/proc/{program.pid}")
+    look = probe.glance(program)
     return Sample(
         at=time.monotonic(),
-        cpu=processor.run_seconds(relay.pid),
+        cpu=processor.run_seconds(program.pid),
         rss=processor.memory_kb((process / "status").read_text()) * 1024 / 1e6,
         private=private_kb((process / "smaps_rollup").read_text()) * 1024 / 1e6,
         fds=len(os.listdir(process / "fd")),
         threads=len(os.listdir(process / "task")),
         tasks=tuple(look["tasks"]),
         blocks=look["blocks"],
-        metrics=scrape(lab),
+        metrics=metrics(),
     )
 
 
-def scrape(lab: Lab) -> Metrics:
-    """All metrics of the relay."""
-    code, text = lab.relay.get("/metrics", guide.METRICS_PORT)
+def scrape(host: Host, port: int = guide.METRICS_PORT, prefix: str = RELAY) -> Metrics:
+    """All metrics of a program on this host."""
+    code, text = host.get("/metrics", port)
     if code != 200:
         raise LabError(f"/metrics answered {code}")
-    return read_metrics(text)
+    return read_metrics(text, prefix)
 
 
-def read_metrics(text: str) -> Metrics:
+def read_metrics(text: str, prefix: str = RELAY) -> Metrics:
     """The samples of a scrape that have at most one label beside the region."""
     found = {}
-    for name, labels, value in re.findall(rf"^{_PREFIX}(\w+)\{{(.*)\}} (\S+)$", text, re.MULTILINE):
+    for name, labels, value in re.findall(rf"^{prefix}(\w+)(?:\{{(.*)\}})? (\S+)$", text, re.MULTILINE):
         others = [text for label, text in re.findall(r'(\w+)="([^"]*)"', labels) if label != "region"]
         if len(others) < 2:
             found[f"{name}{{{others[0]}}}" if others else name] = float(value)

@@ -15,6 +15,7 @@ import pytest
 from bench import environment
 from bench.measures import MEASURES
 from bench.subjects import SUBJECTS
+from shadowmesh.testing.netlab import lab_prefix
 from shadowmesh.testing.program import wait_for
 
 pytestmark = pytest.mark.netns
@@ -23,6 +24,9 @@ ROOT = Path(__file__).parents[2]
 E2E = [sys.executable, "-m", "bench.e2e", "--quick"]
 RELAY = [sys.executable, "-m", "bench.relay", "--quick"]
 SOAK = [sys.executable, "-m", "bench.soak", "--quick", "--seed", "1"]
+FLAP = [sys.executable, "-m", "bench.flap", "--quick", "--seed", "1"]
+STARTED: list[int] = []
+"""Ids of the benchmarks that the test has run."""
 # Only what scripts/setup installs has to be there; other subjects and measures run where their programs are.
 HERE = [name for name, subject in SUBJECTS.items() if not environment.missing_packages(subject.tools)]
 MEASURED = [name for name, measure in MEASURES.items() if not environment.missing_packages(measure.tools)]
@@ -30,17 +34,38 @@ MEASURED = [name for name, measure in MEASURES.items() if not environment.missin
 
 @pytest.fixture(autouse=True)
 def nothing_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Of what the test's own runs have made; others may have labs at the same time."""
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     (tmp_path / "tmp").mkdir()
-    before = namespaces()
+    STARTED.clear()
     yield
-    wait_for(lambda: namespaces() <= before, "end of the benchmark's namespaces")
+    assert STARTED
+    wait_for(lambda: not namespaces(), "end of the benchmark's namespaces")
     wait_for(lambda: not processes(str(tmp_path / "tmp")), "end of the benchmark's programs")
     assert not list((tmp_path / "tmp").iterdir())
 
 
-def namespaces() -> set[str]:
-    return set(os.listdir("/run/netns")) if Path("/run/netns").exists() else set()
+def namespaces() -> list[str]:
+    names = os.listdir("/run/netns") if Path("/run/netns").exists() else []
+    return [name for name in names if name.startswith(tuple(map(lab_prefix, STARTED)))]
+
+
+def start(argv: list[str]) -> subprocess.Popen[str]:
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(argv, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+    STARTED.append(process.pid)
+    return process
+
+
+def finished(argv: list[str], tmp_path: Path, timeout: float = 100) -> tuple[str, str]:
+    """What a run that must have had no failure wrote to stdout and to stderr."""
+    with start([*argv, "--output", str(tmp_path)]) as process:
+        try:
+            out, errors = process.communicate(timeout=timeout)
+        finally:
+            process.terminate()
+    assert process.returncode == 0, out + errors
+    return out, errors
 
 
 def processes(text: str) -> list[int]:
@@ -65,18 +90,8 @@ def run(tmp_path: Path, subjects: list[str], measures: list[str]) -> dict[str, d
 def values_of(
     command: list[str], file: str, tmp_path: Path, subjects: list[str], measures: list[str]
 ) -> dict[str, dict[str, list[float]]]:
-    argv = [
-        *command,
-        "--output",
-        str(tmp_path),
-        "--only",
-        ",".join(subjects),
-        "--measures",
-        ",".join(measures),
-    ]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert (tmp_path / f"{file}.md").read_text() in done.stdout
+    out, _ = finished([*command, "--only", ",".join(subjects), "--measures", ",".join(measures)], tmp_path)
+    assert (tmp_path / f"{file}.md").read_text() in out
     facts = json.loads((tmp_path / f"{file}.json").read_text())
     assert facts["errors"] == []
     values: dict[str, dict[str, list[float]]] = facts["values"]
@@ -125,11 +140,9 @@ def test_the_relay_is_compared_with_nginx(tmp_path: Path) -> None:
 
 def test_a_soak_of_seconds_holds(tmp_path: Path) -> None:
     """Nothing is left in the relay, and every connection and frame is accounted for, whosever it is."""
-    argv = [*SOAK, "--output", str(tmp_path), "--keep", str(tmp_path / "logs")]
-    done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=100, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "bench: seed 1\n" in done.stderr
-    assert (tmp_path / "soak.md").read_text() in done.stdout
+    out, errors = finished([*SOAK, "--keep", str(tmp_path / "logs")], tmp_path)
+    assert "bench: seed 1\n" in errors
+    assert (tmp_path / "soak.md").read_text() in out
     facts = json.loads((tmp_path / "soak.json").read_text())
     assert len(facts["checks"]) > 20
     assert all(check["held"] for check in facts["checks"])
@@ -139,11 +152,22 @@ def test_a_soak_of_seconds_holds(tmp_path: Path) -> None:
     assert "relay has stopped" in (tmp_path / "logs").read_text()
 
 
+def test_flapping_for_seconds_leaves_nothing_in_anyone(tmp_path: Path) -> None:
+    """Daemons and relays break together, come back, and have as many files, tasks and sessions as before."""
+    out, errors = finished([*FLAP, "--keep", str(tmp_path / "logs")], tmp_path)
+    assert "bench: seed 1\n" in errors
+    assert (tmp_path / "flap.md").read_text() in out
+    facts = json.loads((tmp_path / "flap.json").read_text())
+    assert len(facts["checks"]) > 12
+    assert all(check["held"] for check in facts["checks"])
+    assert len(facts["rounds"]) > 2
+    assert "relay has stopped" in (tmp_path / "logs").read_text()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_an_interrupted_run_leaves_nothing(number: int, tmp_path: Path) -> None:
     argv = [*E2E, "--output", str(tmp_path), "--only", "shadowmesh", "--measures", "ping,tcp1"]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(argv, cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as process:
+    with start(argv) as process:
         try:
             assert process.stderr is not None
             assert "shadowmesh ping" in process.stderr.readline()  # tcp1 runs now

@@ -16,19 +16,22 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shadowmesh.testing import guide
-from shadowmesh.testing.netlab import RELAY_IP4, Host, Lab, installed
+from shadowmesh.testing import breaks, guide
+from shadowmesh.testing.netlab import RELAY_IP4, Host, Lab, installed, tail
 from shadowmesh.testing.program import Program, wait_for
 
 A, B = "10.10.10.1", "10.10.10.2"
 OTHER_IP4 = "203.0.113.2"  # a second address of the relay's host
-OTHER_PORT, PROXY_PORT, SINK_PORT = 9645, 3128, 5000
+OTHER_PORT, OTHER_HEALTH, OTHER_METRICS, PROXY_PORT, SINK_PORT = 9645, 8180, 9190, 3128, 5000
+SETTINGS: Mapping[str, Any] = {"drain_window": 0}
 PING_EVERY = 0.05
+LONG = 60.0
+"""Seconds without a carrier, but for short runs."""
 CHUNK = 16 * 1024
 _REPLY = re.compile(rb"^\[(\d+\.\d+)\] \d+ bytes from .* time=([\d.]+) ms", re.MULTILINE)
 
@@ -98,6 +101,8 @@ class Scene:
 
     two: relays, both in the list of both devices. proxied: a dials through an HTTP proxy. named: a dials a
     name, whose address stands in a file. round_robin: both dial a name with the addresses of two relays.
+    two_gateways: a has two of them, and a default route by the first. carrier_seconds: how long
+    `carrier_lost` takes; settings: of the relays.
     """
 
     def __init__(
@@ -108,24 +113,35 @@ class Scene:
         proxied: bool = False,
         named: bool = False,
         round_robin: bool = False,
+        two_gateways: bool = False,
+        carrier_seconds: float = 5.0,
+        settings: Mapping[str, Any] = SETTINGS,
     ) -> None:
         self.lab = lab
         self.a, self.b = lab["a"], lab["b"]
+        self.carrier_seconds = carrier_seconds
+        self.settings = settings
+        self.broken = ExitStack()
+        """What is mended when the scene ends."""
+        self.changes = 0
+        """How many of the address there were."""
+        self.gateways: list[tuple[str, str]] = self._add_gateway() if two_gateways else []
+        """Of a: device of the relay's host that leads to it, and the route; the one in use first."""
         if round_robin:
             lab.relay.ip(f"addr add {OTHER_IP4}/32 dev lo")
             self.relays = [
-                lab.start_relay(bind_address=RELAY_IP4, drain_window=0),
+                lab.start_relay(bind_address=RELAY_IP4, **settings),
                 self.start_other(relay_port=guide.RELAY_PORT, bind_address=OTHER_IP4),
             ]
         else:
-            self.relays = [lab.start_relay(drain_window=0)]
-        self._files = 0
-        key = secrets.token_hex(32)
+            self.relays = [lab.start_relay(**settings)]
+        self.key = key = secrets.token_hex(32)
         changes: dict[str, Any] = {}
         if two:
             self.relays.append(self.start_other())
             servers = [f"ws://{RELAY_IP4}:{port}" for port in (guide.RELAY_PORT, OTHER_PORT)]
             changes = {"relay": {"server": None, "servers": servers}}
+        self.client_changes = changes
         if round_robin:
             self.start_named("b", B, key, RELAY_IP4, OTHER_IP4)
         else:
@@ -145,19 +161,44 @@ class Scene:
             wait_for(lambda: self.joined("a") == self.joined("b") == both, "both relays", 20.0)
         self.a.wait_for_ping(B)
         self.transfer = Transfer(self.a, self.b)
-        self._ping = self.a.start("ping", "-n", "-D", "-i", str(PING_EVERY), B, name="ping")
+        self.ping = self.a.start("ping", "-n", "-D", "-i", str(PING_EVERY), B, name="ping")
         self.transfer.goes_on()
 
     def start_other(self, **changes: Any) -> Program:
         """A second relay on the same host, on another port."""
-        other = {"relay_port": OTHER_PORT, "health_port": 8180, "metrics_port": 9190, "drain_window": 0}
-        text = guide.merged(guide.RELAY_CONFIG, other | changes)
+        other = {"relay_port": OTHER_PORT, "health_port": OTHER_HEALTH, "metrics_port": OTHER_METRICS}
+        text = guide.merged(guide.RELAY_CONFIG, other | {**self.settings} | changes)
         config = self.lab.write("other-relay-config.yaml", text)
-        program = self.lab.relay.start(
-            installed("shadowmesh-relay"), "-config", str(config), name="other-relay"
-        )
-        program.wait_for(lambda: self.lab.relay.get_json("/health", 8180), "answer from /health")
+        argv = self.lab.argv("shadowmesh-relay", "other-relay")
+        program = self.lab.relay.start(*argv, "-config", str(config), name="other-relay")
+        program.wait_for(lambda: self.lab.relay.get_json("/health", OTHER_HEALTH), "answer from /health")
         return program
+
+    def start_first(self) -> None:
+        """The first relay again, after its end."""
+        self.relays[0] = self.lab.start_relay(**self.settings)
+
+    def start_client(self, name: str, ip: str) -> Program:
+        """A daemon again, after its end; returns at once. Not one that dials a name or through a proxy."""
+        return self.lab.start_client(name, f"{ip}/24", self.key, wait=False, **self.client_changes)
+
+    def _add_gateway(self) -> list[tuple[str, str]]:
+        """A second way from a to the relay's host, and default routes instead of those to its addresses."""
+        routes = self.a.run("ip", "-4", "route", "show").stdout
+        gateway, *_ = re.findall(r"via (\S+) dev eth0", routes)
+        self.lab.relay.ip(
+            f"link add to-a2 type veth peer name eth1 netns {self.a.namespace}",
+            "addr add 198.19.1.1/30 dev to-a2",
+            "link set to-a2 up",
+        )
+        found = [("to-a", f"default via {gateway} dev eth0"), ("to-a2", "default via 198.19.1.1 dev eth1")]
+        self.a.ip(
+            "addr add 198.19.1.2/30 dev eth1",
+            "link set eth1 up",
+            *(f"route del {to}" for to in re.findall(r"^(\S+) via", routes, re.MULTILINE)),
+            f"route add {found[0][1]}",
+        )
+        return found
 
     def start_named(self, name: str, ip: str, key: str, *addresses: str) -> Program:
         """Start a daemon that dials relay.test, where /etc/hosts is a file of ours (see `resolve`)."""
@@ -188,8 +229,8 @@ class Scene:
         return sorted(relay["address"] for relay in relays if relay["state"] == "connected")
 
     def replies(self) -> list[float]:
-        """When answers to the ping came (Unix time)."""
-        return [float(when) for when, _ in _REPLY.findall(self._ping.text().encode())]
+        """When the last some hundred answers to the ping came (Unix time)."""
+        return [float(when) for when, _ in _REPLY.findall(tail(self.ping.log))]
 
     def outage(self, fault: Callable[[Scene], float]) -> float:
         """Let something go wrong; seconds from the moment when the way is back to the first ping reply."""
@@ -197,11 +238,13 @@ class Scene:
         reply = wait_for(
             lambda: next((at for at in self.replies() if at >= back), None), "answer to a ping", 60.0
         )
-        self.transfer.goes_on()
+        # Its own TCP tries again after twice as long each time (RFC 6298).
+        self.transfer.goes_on(30.0 + 2 * self.carrier_seconds)
         return reply - back
 
     def close(self) -> None:
         """End the traffic."""
+        self.broken.close()
         self.transfer.close()
         if self.proxy is not None:
             self.proxy.stop()
@@ -263,9 +306,8 @@ def _pump(source: socket.socket, target: socket.socket) -> None:
 
 def relay_restart(scene: Scene) -> float:
     """The relay is killed, and started again a second later."""
-    scene.relays[0].kill()
-    time.sleep(1.0)
-    scene.relays[0] = scene.lab.start_relay(drain_window=0)
+    with breaks.ended(scene.relays[0], scene.start_first, kill=True):
+        time.sleep(1.0)
     return time.time()
 
 
@@ -274,60 +316,41 @@ def relay_black_hole(scene: Scene) -> float:
 
     For varied times, as the client's TCP tries at fixed ones.
     """
-    rules = [("INPUT", "-s"), ("OUTPUT", "-d")]
-    for chain, which in rules:
-        scene.lab.relay.run("iptables", "-w", "-I", chain, which, scene.a.ip4, "-j", "DROP")
-    time.sleep(random.uniform(4.0, 12.0))
-    for chain, which in rules:
-        scene.lab.relay.run("iptables", "-w", "-D", chain, which, scene.a.ip4, "-j", "DROP")
+    with breaks.dropped(scene.lab.relay, ("INPUT", "-s", scene.a.ip4), ("OUTPUT", "-d", scene.a.ip4)):
+        time.sleep(random.uniform(4.0, 12.0))
     return time.time()
 
 
 def address_changed(scene: Scene) -> float:
     """a gets another address, and loses the one it had."""
-    scene._files += 1
-    net = f"198.18.{100 + scene._files % 100}"
-    scene.lab.relay.ip(f"addr add {net}.1/30 dev to-a")
-    (old,) = re.findall(r"inet (\S+)", scene.a.run("ip", "-4", "-o", "addr", "show", "dev", "eth0").stdout)
-    scene.a.ip(
-        f"addr add {net}.2/30 dev eth0",
-        f"addr del {old} dev eth0",
-        f"route replace 203.0.113.0/24 via {net}.1",
-    )
+    scene.changes += 1
+    breaks.renumber(scene.lab, "a", f"198.18.{100 + scene.changes % 100}")
     return time.time()
 
 
 def route_changed(scene: Scene) -> float:
-    """The way by eth0 dies without a word, and the route then leads over another device."""
-    lab, a = scene.lab, scene.a
-    scene._files += 1
-    number = scene._files % 100
-    old = "to-a" if number == 1 else f"up{number - 1}"
-    new, near = f"up{number}", f"eth{number}"
-    lab.relay.ip(f"link add {new} type veth peer name {near} netns {a.namespace}")
-    lab.relay.ip(f"addr add 198.19.{number}.1/30 dev {new}", f"link set {new} up")
-    a.ip(f"addr add 198.19.{number}.2/30 dev {near}", f"link set {near} up")
+    """The way by one gateway dies without a word, and the default route then leads to the other one."""
+    (old, _), (_, route) = scene.gateways
+    scene.lab.relay.run("iptables", "-w", "-F")
     for chain, which in (("INPUT", "-i"), ("OUTPUT", "-o")):
-        lab.relay.run("iptables", "-w", "-I", chain, which, old, "-j", "DROP")
+        scene.lab.relay.run("iptables", "-w", "-I", chain, which, old, "-j", "DROP")
     time.sleep(0.5)
-    a.ip(f"route replace 203.0.113.0/24 via 198.19.{number}.1 dev {near}")
+    scene.a.ip(f"route replace {route}")
+    scene.gateways.reverse()
     return time.time()
 
 
-def carrier_lost(scene: Scene, seconds: float = 5.0) -> float:
+def carrier_lost(scene: Scene) -> float:
     """The cable is out for a while."""
-    routes = scene.lab.relay.run("ip", "-4", "route", "show", "dev", "to-a").stdout.splitlines()
-    scene.lab.relay.ip("link set to-a down")
-    time.sleep(seconds)
-    scene.lab.relay.ip("link set to-a up", *(f"route replace {route.strip()} dev to-a" for route in routes))
+    with breaks.no_carrier(scene.lab, "a"):
+        time.sleep(scene.carrier_seconds)
     return time.time()
 
 
 def stopped(scene: Scene, seconds: float = 5.0) -> float:
     """The daemon does not run for a while, as when the host sleeps."""
-    scene.daemon.signal(signal.SIGSTOP)
-    time.sleep(seconds)
-    scene.daemon.signal(signal.SIGCONT)
+    with breaks.stopped(scene.daemon):
+        time.sleep(seconds)
     return time.time()
 
 
@@ -340,9 +363,7 @@ def first_relay_killed(scene: Scene) -> float:
 
 def first_relay_black_hole(scene: Scene) -> float:
     """Of two relays the one in use is a black hole from now on."""
-    port = (guide.RELAY_PORT, OTHER_PORT)[_used(scene)]
-    for chain, which in (("INPUT", "--dport"), ("OUTPUT", "--sport")):
-        scene.lab.relay.run("iptables", "-w", "-I", chain, "-p", "tcp", which, str(port), "-j", "DROP")
+    scene.broken.enter_context(breaks.black_hole(scene.lab, (guide.RELAY_PORT, OTHER_PORT)[_used(scene)]))
     return time.time()
 
 
@@ -351,7 +372,7 @@ def relay_drains(scene: Scene) -> float:
     began = time.time()
     scene.relays[0].signal(signal.SIGTERM)
     scene.relays[0].wait(15.0)
-    scene.relays[0] = scene.lab.start_relay(drain_window=0)
+    scene.start_first()
     return max(began, time.time())
 
 
@@ -386,9 +407,9 @@ def name_moved(scene: Scene) -> float:
 
 def _used(scene: Scene) -> int:
     """The number of the relay that a and b use."""
-    before = [_frames(scene, port) for port in (9090, 9190)]
+    before = [_frames(scene, port) for port in (guide.METRICS_PORT, OTHER_METRICS)]
     time.sleep(0.3)
-    after = [_frames(scene, port) for port in (9090, 9190)]
+    after = [_frames(scene, port) for port in (guide.METRICS_PORT, OTHER_METRICS)]
     return int(after[1] - before[1] > after[0] - before[0])
 
 
@@ -409,14 +430,15 @@ class Scenario(NamedTuple):
     proxied: bool = False
     named: bool = False
     round_robin: bool = False
+    two_gateways: bool = False
 
 
 SCENARIOS = {
     "relay_restart": Scenario(relay_restart, "relay killed, started again"),
     "relay_black_hole": Scenario(relay_black_hole, "relay a black hole for 4 to 12 s", announced=False),
     "address_changed": Scenario(address_changed, "own address changed"),
-    "route_changed": Scenario(route_changed, "default route changed"),
-    "carrier_lost": Scenario(carrier_lost, "no carrier for 5 s"),
+    "route_changed": Scenario(route_changed, "default route changed", two_gateways=True),
+    "carrier_lost": Scenario(carrier_lost, f"no carrier for {LONG:g} s"),
     "stopped": Scenario(stopped, "daemon stopped for 5 s (sleep)"),
     "first_relay_killed": Scenario(first_relay_killed, "first relay of two killed", once=True, two=True),
     "first_relay_black_hole": Scenario(
@@ -434,7 +456,7 @@ SCENARIOS = {
 
 
 @contextmanager
-def scene(scenario: Scenario) -> Iterator[Scene]:
+def scene(scenario: Scenario, carrier_seconds: float = 5.0) -> Iterator[Scene]:
     """A lab set up for one kind of fault, with traffic."""
     with Lab("a", "b") as lab:
         made = Scene(
@@ -443,6 +465,8 @@ def scene(scenario: Scenario) -> Iterator[Scene]:
             proxied=scenario.proxied,
             named=scenario.named,
             round_robin=scenario.round_robin,
+            two_gateways=scenario.two_gateways,
+            carrier_seconds=carrier_seconds,
         )
         try:
             yield made

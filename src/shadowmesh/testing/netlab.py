@@ -39,7 +39,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from shadowmesh.testing import guide
 from shadowmesh.testing.program import LabError, Program, wait_for
@@ -254,7 +254,7 @@ class Capture:
         mark = secrets.token_bytes(16)
         with self.host.new_socket(kind=socket.SOCK_DGRAM) as sender:
             sender.sendto(mark, (address, 9))
-        self.program.wait_for(lambda: mark in _tail(self.file), "mark in the capture")
+        self.program.wait_for(lambda: mark in tail(self.file), "mark in the capture")
         self.program.stop()
         if "\n0 packets dropped by kernel" not in self.program.text():
             raise LabError(f"the capture is not complete\n{self.program.text()}")
@@ -273,7 +273,7 @@ class Lab:
     def __init__(self, *clients: str, congestion: str | None = "cubic", keep: Path | None = None) -> None:
         self._names = clients or ("a", "b")
         self._congestion = congestion
-        self._prefix = f"sm-{secrets.token_hex(3)}-"
+        self._prefix = f"{lab_prefix(os.getpid())}{secrets.token_hex(3)}-"
         self._keep = keep
         self.directory = Path()
         self.hosts: dict[str, Host] = {}
@@ -296,7 +296,7 @@ class Lab:
         """The name that `ip netns` knows the host by."""
         return self._prefix + name
 
-    def __enter__(self) -> Lab:
+    def __enter__(self) -> Self:
         self._catch_signals()
         try:
             if self._keep:
@@ -337,9 +337,8 @@ class Lab:
         """
         text = guide.merged(guide.RELAY_CONFIG, changes)
         config = self.write("relay-config.yaml", text)
-        program = self.relay.start(
-            installed("shadowmesh-relay"), "-config", str(config), name="shadowmesh-relay"
-        )
+        argv = self.argv("shadowmesh-relay", "shadowmesh-relay")
+        program = self.relay.start(*argv, "-config", str(config), name="shadowmesh-relay")
         self.relay_program = program
         program.wait_for(lambda: self.relay.get_json("/health", guide.HEALTH_PORT), "answer from /health")
         return program
@@ -365,12 +364,16 @@ class Lab:
         own = {"state_directory": f"{self.directory}/state-{name}", "token_file": str(self.token_file(name))}
         text = guide.merged(text, {"daemon": own})
         config = self.write(f"client-config-{name}.yaml", guide.merged(text, changes))
-        argv = (installed("shadowmesh-daemon"), str(config))
-        program = self[name].start(*argv, name=f"shadowmesh-daemon-{name}")
+        own_name = f"shadowmesh-daemon-{name}"
+        program = self[name].start(*self.argv("shadowmesh-daemon", own_name), str(config), name=own_name)
         self.client_programs[name] = program
         if wait:
             self.wait_connected(name)
         return program
+
+    def argv(self, program: str, name: str) -> Sequence[str]:
+        """How a program of ours is started, without its arguments. name: what the log calls it."""
+        return [installed(program)]
 
     def token_file(self, name: str) -> Path:
         """Where the client's daemon puts the token of its local API."""
@@ -487,6 +490,11 @@ class Lab:
             self._handlers[number] = signal.signal(number, _exit_by_signal)
 
 
+def lab_prefix(pid: int) -> str:
+    """What the names of the namespaces begin with that a process makes."""
+    return f"sm-{pid}-"
+
+
 def installed(name: str) -> str:
     """Path of one of this package's programs: the one beside this Python, else that of PATH."""
     return shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name) or name
@@ -521,7 +529,8 @@ def _ip(*commands: str, enter: Sequence[str] = ()) -> None:
         raise LabError(f"ip: {done.stderr.strip()}\n{text}")
 
 
-def _tail(file: Path, size: int = 65536) -> bytes:
+def tail(file: Path, size: int = 65536) -> bytes:
+    """The last so many bytes of a file."""
     with open(file, "rb") as stream:
         stream.seek(max(0, file.stat().st_size - size))
         return stream.read()
