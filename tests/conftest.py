@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Generator
 
@@ -16,6 +17,12 @@ STRICT = os.environ.get("CI", "").lower() in ("1", "true")
 # A slow or busy machine is not a wrong result.
 settings.register_profile("house", deadline=None)
 settings.load_profile("house")
+
+
+def pytest_collection_finish() -> None:
+    """What lives to the end of the session need not be looked at by each `gc.collect()` of a test."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

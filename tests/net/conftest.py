@@ -1,4 +1,4 @@
-"""Event loops and certificates for the tests of the sockets."""
+"""Event loops, certificates and short waits for the tests of the sockets."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import cast
 
 import pytest
 
+from shadowmesh.net import websocket
 from shadowmesh.net.loop import new_loop
 from shadowmesh.net.tls import Certificate
 from shadowmesh.testing.certificates import Paths, make_certificate
@@ -22,6 +23,12 @@ def run(request: pytest.FixtureRequest) -> Drive:
     if new_loop is None:
         pytest.skip("no uvloop here")
     return cast(Drive, partial(drive, new_loop=new_loop))
+
+
+@pytest.fixture
+def short_close(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raw peers do not answer close frames, and nobody wants to wait for that."""
+    monkeypatch.setattr(websocket, "CLOSE_SECONDS", 0.2)
 
 
 @pytest.fixture(scope="session")

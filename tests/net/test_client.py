@@ -17,9 +17,9 @@ from shadowmesh.net import client
 from shadowmesh.net.client import NOT_A_RELAY, ConnectFailed, connect
 from shadowmesh.net.failure import BEHIND_PROXY
 from shadowmesh.net.server import serve
-from shadowmesh.testing.websocket import RawPeer, Recorder, drive, until
+from shadowmesh.testing.websocket import RawPeer, Recorder, accepting, drive, until
+from shadowmesh.wire.frame import MAX_FRAME
 
-MAX_FRAME = 131072
 LOGIN = "the login page of this network, as hotels have one? Then open a browser and log in"
 
 
@@ -40,14 +40,13 @@ def failure(
                 if end:
                     await peers[0].close()
 
-        async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
-            url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/relay"
+        async with accepting(accept) as port:
+            url = f"ws://127.0.0.1:{port}/relay"
             ws = Recorder()
             with pytest.raises(ConnectFailed) as caught:
                 await connect(url, ws, max_frame=MAX_FRAME, subprotocol=subprotocol, timeout=timeout)
             failures.append(caught.value)
             await peers[0].eof()  # the connection is cut on our side too
-            await peers[0].close()
             assert ws.opened == 0
             assert ws.closed == []
 
@@ -207,8 +206,8 @@ def test_server_without_tls() -> None:
             writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
             await RawPeer(reader, writer).close()
 
-        async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
-            url = f"wss://127.0.0.1:{server.sockets[0].getsockname()[1]}/relay"
+        async with accepting(accept) as port:
+            url = f"wss://127.0.0.1:{port}/relay"
             with pytest.raises(ConnectFailed, match=r"TLS with .* fails"):
                 await connect(url, Recorder(), max_frame=MAX_FRAME)
 
@@ -289,8 +288,8 @@ def test_cancelled_at_any_moment_leaves_no_connection() -> None:
             await peer.close()
             connections -= 1
 
-        async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
-            url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/relay"
+        async with accepting(accept) as port:
+            url = f"ws://127.0.0.1:{port}/relay"
             for steps in range(16):
                 task = asyncio.create_task(connect(url, Recorder(), max_frame=MAX_FRAME))
                 for _ in range(steps):

@@ -17,8 +17,8 @@ from shadowmesh.net.server import Reject, Request
 from shadowmesh.net.websocket import WebSocket
 from shadowmesh.testing.certificates import Paths, make_certificate
 from shadowmesh.testing.websocket import Recorder, drive, serving, until
+from shadowmesh.wire.frame import MAX_FRAME
 
-MAX_FRAME = 131072
 LOGIN = "the login page of this network, as hotels have one? Then open a browser and log in"
 
 

@@ -23,7 +23,7 @@ from shadowmesh.testing.certificates import make_certificate
 from shadowmesh.testing.packets import udp_packet
 from shadowmesh.testing.relay_program import free_ports
 from shadowmesh.testing.relay_server import running_relay
-from shadowmesh.testing.websocket import drive, until
+from shadowmesh.testing.websocket import accepting, drive, until
 from shadowmesh.tun.memory import memory_pair
 from shadowmesh.wire.offload import PLAIN
 
@@ -101,12 +101,8 @@ async def answering(response: bytes) -> AsyncIterator[str]:
         writer.write(response)
         writer.close()
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    try:
-        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    finally:
-        server.close()
-        await server.wait_closed()
+    async with accepting(answer) as port:
+        yield f"127.0.0.1:{port}"
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from shadowmesh.testing.hostile_clients import source as from_source
 from shadowmesh.testing.light_client import join_message
 from shadowmesh.testing.relay_client import RelayClient, address, frame, key, public
 from shadowmesh.testing.relay_server import QUICK, TestRelay, running_relay, with_relay
+from shadowmesh.testing.scripted_relay import Engine
 from shadowmesh.testing.websocket import TEXT, UPGRADE, drive, until
 from shadowmesh.testing.websocket import frame as websocket_frame
 
@@ -33,46 +34,13 @@ SUBPROTOCOL = Subprotocol("shadowmesh.v1")
 NETWORK = NetworkKeys(bytes(range(32)))
 
 
-class Listener:
-    """Writes down what the link tells the engine."""
-
-    def __init__(self) -> None:
-        self.frames: list[bytes] = []
-        self.gone_addresses: list[bytes] = []
-        self.joins = 0
-
-    def on_frame(self, data: memoryview) -> None:
-        self.frames.append(bytes(data))
-
-    def joined(self) -> None:
-        self.joins += 1
-
-    def gone(self, address: bytes) -> None:
-        self.gone_addresses.append(address)
-
-    def pause(self) -> None:
-        pass
-
-    def resume(self) -> None:
-        pass
-
-    def refused(self, addresses: set[bytes]) -> None:
-        pass
-
-    def lost(self) -> None:
-        pass
-
-    def draining(self) -> None:
-        pass
-
-
 @asynccontextmanager
-async def linked(url: str, host: str) -> AsyncIterator[tuple[RelayLink, Listener, list[tuple[str, Any]]]]:
+async def linked(url: str, host: str) -> AsyncIterator[tuple[RelayLink, Engine, list[tuple[str, Any]]]]:
     """A running link of a device, that believes to dial `host`."""
     events: list[tuple[str, Any]] = []
     identity = Identity(NETWORK, DeviceKeys(bytes(32), NETWORK.network_id), bytes(16), (A, B))
     link = RelayLink(url, host, identity, "test", lambda name, /, **facts: events.append((name, facts)))
-    link.listener = listener = Listener()
+    link.listener = listener = Engine()
     task = asyncio.create_task(link.run())
     try:
         yield link, listener, events
@@ -476,7 +444,7 @@ def test_what_a_lying_relay_says_is_only_a_hint() -> None:
             await until(lambda: len(listener.frames) == 5)
             assert link.ready
             assert link.refused == {}
-            assert len(listener.gone_addresses) == 500
+            assert len(listener.absent) == 500
             assert link.connects == 1
 
     drive(main)

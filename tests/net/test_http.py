@@ -14,7 +14,7 @@ from starlette.routing import Route
 
 from shadowmesh.errors import StartError
 from shadowmesh.net import http as http_module
-from shadowmesh.net.http import MAX_CONNECTIONS, HttpServer, serve_http
+from shadowmesh.net.http import MAX_CONNECTIONS, MAX_HEADER_BYTES, HttpServer, serve_http
 from shadowmesh.net.listen import listen
 
 
@@ -109,10 +109,76 @@ def test_a_failing_handler_answers_500_without_details(caplog: pytest.LogCapture
     play(scenario)
 
 
-def test_requests_are_bounded_in_size() -> None:
+async def answer_to_pieces(port: int, request: bytes, size: int) -> bytes:
+    """The answer to a request of which each piece is read on its own."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for i in range(0, len(request), size):
+        writer.write(request[i : i + size])
+        await asyncio.sleep(0.002)
+    try:
+        return await reader.read()
+    finally:
+        writer.close()
+        await writer.wait_closed()
+
+
+def head(size: int, end: bytes = b"\r\n\r\n") -> bytes:
+    start = b"GET /hello HTTP/1.1\r\nHost: x\r\nX: "
+    return start + b"x" * (size - len(start) - len(end)) + end
+
+
+@pytest.mark.parametrize("end", [b"\r\n\r\n", b"\n\n"])
+@pytest.mark.parametrize("over", [0, 1, 60_000])
+def test_the_head_of_a_request_is_bounded_in_one_read_and_in_several(over: int, end: bytes) -> None:
     async def scenario(server: HttpServer) -> None:
-        request = b"GET /hello HTTP/1.1\r\nHost: x\r\nX: " + b"x" * 100_000
-        assert (await answer(server.port, request)).startswith(b"HTTP/1.1 400 ")
+        request = head(MAX_HEADER_BYTES + over, end)
+        answers = [await answer(server.port, request)]
+        for size in (MAX_HEADER_BYTES - 1, MAX_HEADER_BYTES - 3, 7001):
+            answers.append(await answer_to_pieces(server.port, request, size))
+        for got in answers:
+            if not over:
+                assert got.startswith(b"HTTP/1.1 200 ")
+            else:
+                assert got.startswith(b"HTTP/1.1 431 ")
+                assert got.endswith(
+                    b'\r\n\r\n{"error": "the head of the request has more than 16384 bytes"}\n'
+                )
+
+    play(scenario)
+
+
+def test_the_body_is_not_of_the_head() -> None:
+    async def scenario(server: HttpServer) -> None:
+        start = b"POST /hello HTTP/1.1\r\nHost: x\r\nContent-Length: 60000\r\n\r\n"
+        request = start + b"x" * 60_000
+        assert (await answer(server.port, request)).startswith(b"HTTP/1.1 405 ")
+        for size in range(len(start) - 4, len(start) + 1):  # its end may be in two reads
+            _, writer = pair = await asyncio.open_connection("127.0.0.1", server.port)
+            writer.write(request[:size])
+            await asyncio.sleep(0.02)
+            writer.write(request[size:])
+            assert (await pair[0].readline()).startswith(b"HTTP/1.1 405 ")
+            writer.transport.abort()
+
+    play(scenario)
+
+
+def test_one_who_sends_on_after_the_refusal_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_module, "REQUEST_SECONDS", 0.2)
+
+    async def scenario(server: HttpServer) -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", server.port)
+
+        async def send_on() -> None:
+            while True:
+                writer.write(b"x" * 10_000)
+                await writer.drain()
+                await asyncio.sleep(0.01)
+
+        with pytest.raises(ConnectionError):
+            await send_on()
+        writer.close()
 
     play(scenario)
 
@@ -130,6 +196,22 @@ def test_requests_are_bounded_in_time(request_bytes: bytes, monkeypatch: pytest.
         except ConnectionResetError:
             return
         assert got == b"" or got.startswith(b"HTTP/1.1 405 ")
+
+    play(scenario)
+
+
+def test_answers_are_bounded_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever does not take one keeps neither its memory nor a place for ever."""
+    monkeypatch.setattr(http_module, "REQUEST_SECONDS", 0.05)
+    monkeypatch.setattr(http_module, "ANSWER_SECONDS", 0.1)
+
+    async def scenario(server: HttpServer) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port, limit=1000)
+        writer.write(REQUEST.replace(b"/hello", b"/large"))
+        await asyncio.sleep(0.3)
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await reader.readexactly(50_000_000)
+        writer.close()
 
     play(scenario)
 

@@ -23,7 +23,7 @@ from shadowmesh.testing.scripted_relay import (
     with_raw_relay,
     with_relay,
 )
-from shadowmesh.testing.websocket import PING, PONG, drive, until
+from shadowmesh.testing.websocket import PING, PONG, accepting, drive, until
 
 
 @pytest.fixture(autouse=True)
@@ -135,15 +135,12 @@ def test_a_dial_that_hangs_is_begun_anew() -> None:
             nonlocal dials
             dials += 1
             await reader.read()
-            writer.close()
 
-        server = await asyncio.start_server(hang, "127.0.0.1", 0)
-        async with server, linked(server.sockets[0].getsockname()[1]) as running:
+        async with accepting(hang) as port, linked(port) as running:
             await until(lambda: dials == 1)
             await asyncio.sleep(0.1)
             running.link.check("route changed")
             await until(lambda: dials == 2)
-            await running.stop()
 
     drive(main)
 

@@ -120,7 +120,8 @@ def test_a_relay_that_speaks_but_does_not_read(monkeypatch: pytest.MonkeyPatch) 
     async def test(running: Linked, relay: RawRelay) -> None:
         await fill(running)
         while not running.engine.happened("relay_lost"):
-            running.link.send_frame(b"\x10" + bytes(1500))
+            for _ in range(20):
+                running.link.send_frame(b"\x10" + bytes(1500))
             relay.send(BINARY, b"\x10" + bytes(40))
             await asyncio.sleep(0.005)
         assert running.link.dropped

@@ -24,7 +24,7 @@ from shadowmesh.daemon.state import StateDirectory
 from shadowmesh.testing import guide
 from shadowmesh.testing.packets import udp_packet
 from shadowmesh.testing.relay_program import RelayProgram, free_ports
-from shadowmesh.testing.websocket import drive
+from shadowmesh.testing.websocket import accepting, drive
 from shadowmesh.tun.base import MAX_RECORD
 from shadowmesh.tun.memory import memory_pair
 from shadowmesh.wire.offload import PLAIN
@@ -178,10 +178,8 @@ def test_a_capture_shows_no_plaintext_ip_name_or_key(tmp_path: Path) -> None:
         with RelayProgram(tmp_path) as relay:
             relay.ready()
             tap = Tap(relay.relay_port)
-            server = await asyncio.start_server(tap.serve, "127.0.0.1", 0)
-            async with talking(tmp_path / "d", server.sockets[0].getsockname()[1]) as devices:
+            async with accepting(tap.serve) as port, talking(tmp_path / "d", port) as devices:
                 seen = tap.seen()
-            server.close()
             assert NETWORK.network_id.hex().encode() in b"".join(claims(seen)), "it sees pseudonyms"
             for device in devices:
                 address = NETWORK.ip_address(ip_address(device.ip).packed)

@@ -21,8 +21,7 @@ from shadowmesh.net.websocket import WebSocket
 from shadowmesh.testing.certificates import make_certificate
 from shadowmesh.testing.proxy import TestProxy, proxying
 from shadowmesh.testing.websocket import Recorder, drive, serving, until
-
-MAX_FRAME = 131072
+from shadowmesh.wire.frame import MAX_FRAME
 
 
 class Echo(Recorder):

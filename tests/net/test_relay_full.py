@@ -15,6 +15,7 @@ from shadowmesh.daemon.link import Identity, RelayLink
 from shadowmesh.testing.light_client import LightClient
 from shadowmesh.testing.relay_client import RelayClient, address
 from shadowmesh.testing.relay_server import TestRelay, with_relay
+from shadowmesh.testing.scripted_relay import Engine
 
 A, B = address("a"), address("b")
 REJOIN = {"Shadowmesh-Rejoin": "1"}
@@ -94,34 +95,6 @@ async def test_the_hint_passes_no_other_bound(relay: TestRelay) -> None:
             await client.__aexit__(None, None, None)
 
 
-class Listener:
-    """What uses the link: nothing here."""
-
-    def on_frame(self, data: memoryview) -> None:
-        pass
-
-    def joined(self) -> None:
-        pass
-
-    def gone(self, address: bytes) -> None:
-        pass
-
-    def pause(self) -> None:
-        pass
-
-    def resume(self) -> None:
-        pass
-
-    def refused(self, addresses: set[bytes]) -> None:
-        pass
-
-    def lost(self) -> None:
-        pass
-
-    def draining(self) -> None:
-        pass
-
-
 @with_relay(max_connections=1)
 async def test_our_client_says_that_it_was_here(relay: TestRelay) -> None:
     """Or else its own half-open connection, which the relay still counts, would bar it."""
@@ -134,7 +107,7 @@ async def test_our_client_says_that_it_was_here(relay: TestRelay) -> None:
             reasons.append(str(facts["reason"]))
 
     link = RelayLink(relay.url.partition("?")[0], "127.0.0.1", identity, "test", on_event)
-    link.listener = Listener()
+    link.listener = Engine()
     async with relay.client() as other:
         await other.join(B)
         running = asyncio.create_task(link.run())

@@ -70,9 +70,13 @@ class Device:
     async def reload(self, stage: int) -> None:
         """Go to a stage while running."""
         self.at(stage)
-        outcome = self.daemon.reload()
+        outcome = await self.daemon.reload()
         assert outcome["refused"] == []
         assert outcome["applied"]
+
+    def packet(self, other: Device, data: bytes) -> bytes:
+        """A packet to another device, as the kernel gives it."""
+        return PLAIN + udp_packet(f"10.10.10.{self.number}", f"10.10.10.{other.number}", data)
 
     def taken(self) -> set[bytes]:
         """All packets that have come for the kernel."""
@@ -90,8 +94,7 @@ class Device:
             assert asyncio.get_running_loop().time() < deadline, (
                 f"{self.number} does not reach {other.number}"
             )
-            data = f"{self.number} {next(self._sent)}".encode()
-            packet = PLAIN + udp_packet(f"10.10.10.{self.number}", f"10.10.10.{other.number}", data)
+            packet = self.packet(other, f"{self.number} {next(self._sent)}".encode())
             sent.add(packet)
             self.kernel.write(memoryview(packet))
             await asyncio.sleep(0.1)
@@ -174,11 +177,64 @@ def test_three_devices_go_through_all_stages_one_after_the_other(tmp_path: Path)
     drive(main)
 
 
+@pytest.mark.parametrize("relays", [1, 2])
+def test_the_connections_of_a_network_that_stays_are_left_alone(tmp_path: Path, relays: int) -> None:
+    """Through all stages of one device: not one packet that the other sends in it meanwhile is lost."""
+
+    async def main() -> None:
+        async with devices(tmp_path, [0, 1], relays) as (a, b):
+            await b.reaches(a)
+            for stage in (1, 0, 1, 2, 1, 2, 3):
+                before = {network.key: network for network in a.daemon._networks}
+                since = {key: [link.since for link in network.links] for key, network in before.items()}
+                a.taken()
+                reloading = asyncio.create_task(a.reload(stage))
+                for number in range(20):
+                    b.kernel.write(memoryview(b.packet(a, b"%d" % number)))
+                    await asyncio.sleep(0.002)
+                await reloading
+                await a.ready()
+                got: set[bytes] = set()
+                if stage < 3:  # else both go to a network that they have shared for a moment only
+                    async with asyncio.timeout(2):
+                        while len(got) < 20:
+                            got |= a.taken()
+                            await asyncio.sleep(0.01)
+                stays = [network for network in a.daemon._networks if network.key in before]
+                assert stays
+                for network in stays:
+                    assert before[network.key] is network
+                    assert [link.since for link in network.links] == since[network.key]
+                    assert [link.connects for link in network.links] == [1] * relays
+            assert len([task for task in asyncio.all_tasks() if task.get_name().startswith("network ")]) == 3
+
+    drive(main)
+
+
+def test_a_link_that_takes_no_more_does_not_after_a_reload_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with devices(tmp_path, [0]) as (a,):
+            told: list[str] = []
+            (network,) = a.daemon._networks
+            network.pause()
+            for name in ("pause", "resume"):
+                monkeypatch.setattr(network._engine, name, lambda via=None, name=name: told.append(name))
+            await a.reload(1)
+            assert told == ["pause"]
+            network.resume()
+            await a.reload(2)
+            assert told[1:] == ["resume", "resume"]
+
+    drive(main)
+
+
 def test_a_reload_without_the_overlap_is_refused(tmp_path: Path) -> None:
     async def main() -> None:
         async with devices(tmp_path, [0]) as (a,):
             a.at(3)
-            assert a.daemon.reload()["refused"] == ["needs a restart: encryption.key"]
+            assert (await a.daemon.reload())["refused"] == ["needs a restart: encryption.key"]
             assert OLD not in repr(a.daemon.status())
 
     drive(main)

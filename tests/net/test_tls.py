@@ -39,8 +39,7 @@ from shadowmesh.testing.websocket import (
     serving,
     until,
 )
-
-MAX_FRAME = 131072
+from shadowmesh.wire.frame import MAX_FRAME
 
 
 @pytest.fixture(autouse=True)

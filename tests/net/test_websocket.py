@@ -8,7 +8,6 @@ from collections.abc import Callable
 import pytest
 
 from shadowmesh.errors import LocalProtocolError
-from shadowmesh.net import websocket
 from shadowmesh.net.websocket import WebSocket
 from shadowmesh.testing.websocket import (
     BINARY,
@@ -26,13 +25,7 @@ from shadowmesh.testing.websocket import (
     until,
 )
 
-MAX_FRAME = 131072
-
-
-@pytest.fixture(autouse=True)
-def short_close(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raw peers do not answer close frames, and nobody wants to wait for that."""
-    monkeypatch.setattr(websocket, "CLOSE_SECONDS", 0.2)
+pytestmark = pytest.mark.usefixtures("short_close")
 
 
 def test_messages_both_ways() -> None:

@@ -26,14 +26,9 @@ from shadowmesh.testing.websocket import (
     serving,
     until,
 )
+from shadowmesh.wire.frame import MAX_FRAME
 
-MAX_FRAME = 131072
-
-
-@pytest.fixture(autouse=True)
-def short_close(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raw peers do not answer close frames, and nobody wants to wait for that."""
-    monkeypatch.setattr(websocket, "CLOSE_SECONDS", 0.2)
+pytestmark = pytest.mark.usefixtures("short_close")
 
 
 def expect_close(

@@ -7,7 +7,6 @@ import asyncio
 import pytest
 from picows.picows import WSProtocol  # type: ignore[attr-defined]
 
-from shadowmesh.net import websocket
 from shadowmesh.net.server import serve
 from shadowmesh.net.websocket import EARLY_LIMIT, PONG_ROOM, WebSocket
 from shadowmesh.testing.websocket import (
@@ -25,14 +24,9 @@ from shadowmesh.testing.websocket import (
     serving,
     until,
 )
+from shadowmesh.wire.frame import MAX_FRAME
 
-MAX_FRAME = 131072
-
-
-@pytest.fixture(autouse=True)
-def short_close(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Raw peers do not answer close frames, and nobody wants to wait for that."""
-    monkeypatch.setattr(websocket, "CLOSE_SECONDS", 0.2)
+pytestmark = pytest.mark.usefixtures("short_close")
 
 
 def buffer_size(ws: WebSocket) -> int:

@@ -14,8 +14,7 @@ from websockets.asyncio.server import serve as websockets_serve
 from shadowmesh.net.client import connect
 from shadowmesh.net.server import Request
 from shadowmesh.testing.websocket import Recorder, drive, serving, until
-
-MAX_FRAME = 131072
+from shadowmesh.wire.frame import MAX_FRAME
 
 
 def test_websockets_client() -> None:

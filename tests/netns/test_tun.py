@@ -199,6 +199,39 @@ def test_repair_gives_back_what_was_lost() -> None:
             device.repair()
 
 
+def test_routes_are_replaced_while_packets_flow() -> None:
+    old, kept, new = (ip_network(text) for text in ("192.168.7.0/24", "fd01::/48", "192.168.8.0/24"))
+
+    def led() -> set[str]:
+        shown = run("ip", "route", "show", "dev", "mesh0") + run("ip", "-6", "route", "show", "dev", "mesh0")
+        return {line.split()[0] for line in shown.splitlines()} & {str(old), str(kept), str(new)}
+
+    with contextlib.closing(open_tun("mesh0", OWN, 1400, [old, kept])) as device:
+        device.set_routes([kept, new])
+        assert led() == {str(kept), str(new)}
+        device.set_routes([old])
+        assert led() == {str(old)}
+        run("ip", "route", "delete", str(old))
+        device.set_routes([])
+        assert (led(), device.repair()) == (set(), ())
+
+        device.set_routes([old])
+        run("ip", "route", "add", str(new), "dev", "lo")
+        with pytest.raises(TunError, match=r"cannot add the route 192\.168\.8\.0/24 to mesh0: there is one"):
+            device.set_routes([kept, new])
+        assert (led(), device.repair()) == ({str(old)}, ())
+        assert str(new) in run("ip", "route", "show", "dev", "lo")
+
+        run("ip", "link", "set", "mesh0", "down")
+        device.set_routes([kept])  # somebody wants it down: the route comes when it is up again
+        run("ip", "link", "set", "mesh0", "up")
+        device.repair()
+        assert led() == {str(kept)}
+        run("ip", "link", "delete", "mesh0")
+        with pytest.raises(TunError, match="mesh0 is gone"):
+            device.set_routes([new])
+
+
 # --- errors of the set-up
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,20 @@ def test_files_stay_short(room: str, limit: int) -> None:
     assert not long
 
 
-@pytest.mark.parametrize("name", ["demo", "test", "check", "bench", "setup", "pin"])
+def test_no_test_leaves_the_connections_of_its_servers_behind() -> None:
+    """A server of `asyncio.start_server` does; `testing.websocket.accepting` does not."""
+    leaving = {
+        f"{path}:{node.lineno}"
+        for room in ("tests", "src/shadowmesh/testing")
+        for path in (ROOT / room).rglob("*.py")
+        if "start_server" in (text := path.read_text())
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Attribute) and node.attr == "start_server"
+    }
+    assert not leaving
+
+
+@pytest.mark.parametrize("name", ["demo", "test", "check", "bench", "setup", "pin", "build"])
 def test_scripts_are_executable_and_plain_sh(name: str) -> None:
     script = ROOT / "scripts" / name
     assert script.stat().st_mode & 0o111

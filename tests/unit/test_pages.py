@@ -55,7 +55,8 @@ def test_the_page_has_every_event_of_a_client() -> None:
 
 def test_the_page_has_every_log_line_and_counter_of_the_relay() -> None:
     said: set[str] = set()
-    for file in (*(SOURCE / "relay").glob("*.py"), SOURCE / "cli/relay.py", SOURCE / "net/server.py"):
+    elsewhere = (SOURCE / name for name in ("cli/relay.py", "net/server.py", "observe/logging.py"))
+    for file in (*(SOURCE / "relay").glob("*.py"), *elsewhere):
         said.update(re.findall(r'log\.\w+\(\s*"([^"]+)"', file.read_text()))
     assert len(said) > 7
     words = first_column("The relay's log")

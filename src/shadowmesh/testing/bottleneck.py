@@ -1,4 +1,4 @@
-"""A router with a slow line between a client of a lab and the relay.
+"""A router with a slow line between a client of a lab and the relay, and another relay that has none.
 
 The queue is the router's, as it is at home: on the sender's own device the kernel would hold back the sender
 (TCP small queues) and hide it.
@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from shadowmesh.testing import guide
 from shadowmesh.testing.netlab import Host, Lab
+from shadowmesh.testing.program import Program
 
 ROUTER = "router"
+OTHER_PORT, OTHER_HEALTH, OTHER_METRICS = 9645, 8180, 9190
+OTHER_RELAY = f"ws://203.0.113.2:{OTHER_PORT}"
 _TO_RELAY, _TO_CLIENT = "to-relay", "to-client"
 _AT_RELAY, _AT_ROUTER = "198.19.255.1", "198.19.255.2"
+_BESIDE_RELAY, _BESIDE_CLIENT = "198.19.255.5", "198.19.255.6"
 
 
 def add_bottleneck(lab: Lab, name: str, shape: str, congestion: str) -> Host:
@@ -51,3 +56,27 @@ def add_bottleneck(lab: Lab, name: str, shape: str, congestion: str) -> Host:
     for device in (_TO_RELAY, _TO_CLIENT):
         router.run("tc", "qdisc", "replace", "dev", device, "root", *shape.split())
     return router
+
+
+def add_other_relay(lab: Lab, name: str, congestion: str) -> Program:
+    """Start another relay on the relay's host, at OTHER_RELAY, to which client `name` has no slow line.
+
+    To be called behind `add_bottleneck`.
+    """
+    port, address = f"beside-{name}", OTHER_RELAY[5:].partition(":")[0]
+    lab.relay.ip(
+        f"link add {port} type veth peer name eth1 netns {lab[name].namespace}",
+        f"addr add {address}/32 dev lo",
+        f"addr add {_BESIDE_RELAY}/30 dev {port}",
+        f"link set {port} up",
+    )
+    lab[name].ip(
+        f"addr add {_BESIDE_CLIENT}/30 dev eth1",
+        "link set eth1 up",
+        f"route add {address}/32 via {_BESIDE_RELAY} congctl {congestion}",
+    )
+    ports = {"relay_port": OTHER_PORT, "health_port": OTHER_HEALTH, "metrics_port": OTHER_METRICS}
+    config = lab.write("other-relay-config.yaml", guide.merged(guide.RELAY_CONFIG, ports))
+    program = lab.relay.start(*lab.argv("shadowmesh-relay", "other-relay"), "-config", str(config))
+    program.wait_for(lambda: lab.relay.get_json("/health", OTHER_HEALTH), "answer from /health")
+    return program

@@ -89,18 +89,22 @@ class Block(NamedTuple):
     """The headings above it from the second level down, such as `Monitoring / Alerting`."""
     language: str
     text: str
+    not_run: str = ""
+    """Why no test runs it, from a comment `<!-- not run: … -->` in the line before."""
 
 
 def blocks(page: str) -> list[Block]:
     """All fenced and all indented blocks of a Markdown page, in order."""
     found: list[Block] = []
     headings: list[str] = []
-    pattern = r"^(#+) ([^\n]+?)\s*$|^```(\w*)\n(.*?)^```$|^\n((?:    [^\n]*\n|\n(?=    ))+)"
-    for level, heading, language, text, indented in re.findall(pattern, page, re.MULTILINE | re.DOTALL):
+    fenced = r"(?:^<!-- not run: ([^\n]+) -->\n)?^```(\w*)\n(.*?)^```$"
+    pattern = rf"^(#+) ([^\n]+?)\s*$|{fenced}|^\n((?:    [^\n]*\n|\n(?=    ))+)"
+    for level, heading, reason, language, text, indented in re.findall(pattern, page, re.M | re.S):
         if heading:
             headings[max(0, len(level) - 2) :] = [heading] if len(level) > 1 else []
         else:
-            found.append(Block(" / ".join(headings), language, text or textwrap.dedent(indented)))
+            text = text or textwrap.dedent(indented)
+            found.append(Block(" / ".join(headings), language, text, reason))
     return found
 
 

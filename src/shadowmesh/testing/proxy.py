@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_address
 
+from shadowmesh.testing.websocket import accepting
+
 
 class TestProxy:
     """asked: each request as `METHOD TARGET`, e.g. `CONNECT relay.example:9545` or `SOCKS5 [::1]:80`.
@@ -128,6 +130,5 @@ async def _copy(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> N
 async def proxying() -> AsyncIterator[TestProxy]:
     """A proxy on 127.0.0.1."""
     proxy = TestProxy()
-    async with await asyncio.start_server(proxy.serve, "127.0.0.1", 0) as server:
-        proxy.port = server.sockets[0].getsockname()[1]
+    async with accepting(proxy.serve) as proxy.port:
         yield proxy

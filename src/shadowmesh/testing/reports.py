@@ -138,7 +138,7 @@ class Served:
         finally:
             self.link.lose("")
 
-    def _reload(self) -> dict[str, Any]:
+    async def _reload(self) -> dict[str, Any]:
         if not self.reloaded:
             raise ConfigError(["f.yaml:3:1: relay: is missing"])
         return self.reloaded

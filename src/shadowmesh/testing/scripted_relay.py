@@ -23,7 +23,7 @@ from shadowmesh.crypto.keys import DeviceKeys, NetworkKeys
 from shadowmesh.daemon import backoff
 from shadowmesh.daemon import link as link_module
 from shadowmesh.daemon.link import Identity, RelayLink
-from shadowmesh.testing.websocket import PING, PONG, TEXT, RawPeer, drive, frame, until
+from shadowmesh.testing.websocket import PING, PONG, TEXT, RawPeer, accepting, drive, frame, until
 
 NETWORK = NetworkKeys(bytes(range(32)))
 DEVICE = DeviceKeys(bytes(range(32, 64)), NETWORK.network_id)
@@ -270,23 +270,17 @@ def with_raw_relay(
 
     async def main() -> None:
         accepted: asyncio.Queue[RawRelay] = asyncio.Queue()
-        peers: list[RawRelay] = []
 
         async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            peers.append(RawRelay(reader, writer))
-            accepted.put_nowait(peers[-1])
+            accepted.put_nowait(RawRelay(reader, writer))
 
         listener = socket.create_server(("127.0.0.1", 0))
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32 * 1024)
-        server = await asyncio.start_server(accept, sock=listener, limit=32 * 1024)
-        async with server, linked(listener.getsockname()[1]) as running:
+        async with accepting(accept, listener, limit=32 * 1024) as port, linked(port) as running:
             relay = await accepted.get()
             await relay.join(keepalive, away)
             await running.joined()
             await until(lambda: running.link.rtt is not None)
             await test(running, relay)
-            await running.stop()
-            for each in peers:
-                each.peer.writer.transport.abort()
 
     drive(main)

@@ -7,8 +7,8 @@ import gc
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager, suppress
 from ssl import SSLContext
 from typing import Any, Protocol
 
@@ -189,6 +189,52 @@ class Echo(Recorder):
         self.send_binary(data)
 
 
+@asynccontextmanager
+async def accepting(
+    handler: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+    listener: socket.socket | None = None,
+    *,
+    limit: int = 2**16,
+) -> AsyncIterator[int]:
+    """A TCP server on `listener`, or on 127.0.0.1: its port. `limit` is that of each StreamReader.
+
+    When left, it cuts each connection it has accepted, also one of the last moment, and waits until their
+    handlers end. `asyncio.start_server` does not: what it leaves, the garbage collector reports in a later
+    test. An error of a handler is raised here, unless the other side's end of the connection explains it.
+    """
+    loop = asyncio.get_running_loop()
+    listener = listener or socket.create_server(("127.0.0.1", 0))
+    listener.setblocking(False)
+    connections: list[asyncio.Task[None]] = []
+    writers: list[asyncio.StreamWriter] = []
+
+    async def serve(connection: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(sock=connection, limit=limit)
+        writers.append(writer)
+        with suppress(ConnectionError, EOFError):
+            await handler(reader, writer)
+
+    def accept() -> None:
+        with suppress(BlockingIOError, ConnectionAbortedError):
+            connections.append(loop.create_task(serve(listener.accept()[0])))
+
+    loop.add_reader(listener, accept)
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        loop.remove_reader(listener)
+        listener.close()
+        await until(lambda: len(writers) == len(connections))
+        for writer in writers:
+            writer.transport.abort()
+        ended = await asyncio.gather(*connections, return_exceptions=True)
+        for writer in writers:
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+    for error in filter(None, ended):
+        raise error
+
+
 def accept_all(request: Request) -> WebSocket:
     """An upgrade handler."""
     return Recorder()
@@ -240,15 +286,12 @@ async def raw_server(ws: WebSocket) -> AsyncIterator[RawPeer]:
         )
         peers.put_nowait(peer)
 
-    listener = await asyncio.start_server(accept, "127.0.0.1", 0)
-    async with listener:
-        await connect(f"ws://127.0.0.1:{listener.sockets[0].getsockname()[1]}/", ws, max_frame=131072)
-        peer = await peers.get()
+    async with accepting(accept) as port:
+        await connect(f"ws://127.0.0.1:{port}/", ws, max_frame=131072)
         try:
-            yield peer
+            yield await peers.get()
         finally:
             ws.abort()
-            await peer.close()
 
 
 async def until(condition: Callable[[], object], seconds: float = 5.0) -> None:

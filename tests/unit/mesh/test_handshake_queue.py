@@ -88,4 +88,5 @@ def test_what_waited_is_sent_in_messages_of_lawful_size() -> None:
     sizes = [len(frame.message) for frame in mesh.sent(SEALED, a) if len(frame.message) > 100]
     assert len(sizes) == 4
     assert max(sizes) <= 65_600 + 32
-    assert a.peer(b).messages_out == 4
+    assert a.peer(b).messages_out == b.peer(a).messages_in == 1 + 4  # the finish, too
+    assert 180 * 1424 <= a.peer(b).bytes_out == b.peer(a).bytes_in < 180 * 1424 + 4 * 20

@@ -14,7 +14,16 @@ from typing import TextIO
 import pytest
 import structlog
 
-from shadowmesh.observe.logging import LIBRARY_BURST, MAX_WAITING, Lines, Style, configure, get_logger
+from shadowmesh.errors import ConfigError, ShadowMeshError, StartError, TunError
+from shadowmesh.observe.logging import (
+    LIBRARY_BURST,
+    MAX_WAITING,
+    Lines,
+    Style,
+    configure,
+    get_logger,
+    log_not_reloaded,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -70,6 +79,33 @@ def test_exceptions_come_without_the_values_of_variables(style: str) -> None:
 class Broken(io.StringIO):
     def write(self, text: str) -> int:
         raise OSError(28, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("error", "lines"),
+    [
+        (ConfigError(["one", "two"]), ["one [x]", "two [x]", "configuration not reloaded [x] problems=2"]),
+        (StartError("port taken"), ["configuration not reloaded [x] why='port taken'"]),
+        (TunError("no route"), ["configuration not reloaded [x] why='no route'"]),
+    ],
+)
+def test_why_there_was_no_reload(error: ShadowMeshError, lines: list[str]) -> None:
+    out = io.StringIO()
+    configure("info", stream=out)
+    log_not_reloaded(get_logger("x"), error)
+    assert [line.partition("[error] ")[2] for line in out.getvalue().splitlines()] == lines
+
+
+def test_a_bug_in_a_reload_shows_its_traceback() -> None:
+    out = io.StringIO()
+    configure("info", stream=out)
+    try:
+        raise RuntimeError("a bug")
+    except RuntimeError as error:
+        log_not_reloaded(get_logger("x"), error)
+    first, *_, last = out.getvalue().splitlines()
+    assert first.endswith("[error] configuration not reloaded [x]")
+    assert last.endswith("RuntimeError: a bug")
 
 
 def test_a_log_that_cannot_be_written_costs_its_lines_only() -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import yaml
 
 from shadowmesh.testing import guide
+from shadowmesh.testing.guide import Block
 
 
 def test_all_placeholders_are_filled_and_the_comments_stay() -> None:
@@ -52,6 +53,11 @@ a: 1
 no language
 ```
 
+<!-- not run: needs a mirror -->
+```sh
+apt update
+```
+
     indented
 
       more
@@ -62,10 +68,11 @@ and text.
 
 def test_blocks_have_the_headings_above_them() -> None:
     assert guide.blocks(PAGE) == [
-        ("", "sh", "before any section\n"),
-        ("One / A", "yaml", "# not a heading\na: 1\n"),
-        ("Two", "", "no language\n"),
-        ("Two", "", "indented\n\n  more\n"),
+        Block("", "sh", "before any section\n"),
+        Block("One / A", "yaml", "# not a heading\na: 1\n"),
+        Block("Two", "", "no language\n"),
+        Block("Two", "sh", "apt update\n", not_run="needs a mirror"),
+        Block("Two", "", "indented\n\n  more\n"),
     ]
 
 

@@ -295,11 +295,11 @@ def test_strict_json_accepts() -> None:
 
 @pytest.mark.parametrize("unit", ['"', '\\"', '"\\', "[", '{"', "\\", '""'])
 def test_strict_json_is_quick_whatever_comes(unit: str) -> None:
-    begun = time.perf_counter()
+    begun = time.process_time()
     for text in (unit * (8000 // len(unit)), '{"' + unit * (8000 // len(unit))):
         with pytest.raises(ControlError):
             strict_json(text)
-    assert time.perf_counter() - begun < 0.5
+    assert time.process_time() - begun < 0.5
 
 
 @pytest.mark.parametrize("decode", [decode_from_client, decode_from_relay])
