@@ -151,7 +151,8 @@ class Handshakes:
         self._half_open: OrderedDict[bytes, HalfOpen] = OrderedDict()
         self._per_source: Lru[bytes, TokenBucket] = Lru(MAX_REMEMBERED)
         self._all = TokenBucket(ALL_RATE, ALL_BURST)
-        self._seen: Lru[bytes, tuple[float, HalfOpen | None]] = Lru(MAX_REMEMBERED)
+        # Hello → when it came, and the index of what it was answered with.
+        self._seen: Lru[bytes, tuple[float, bytes]] = Lru(MAX_REMEMBERED)
         self._queued = 0
         self.solicited: Lru[bytes, float] = Lru(
             MAX_REMEMBERED
@@ -329,7 +330,7 @@ class Handshakes:
             context.drops["wrong_address"] += 1
             return
         digest = sha256(source + destination + hello.noise).digest()
-        when, answered = self._seen.get(digest) or (-REPLAY_MEMORY, None)
+        when, answered = self._seen.get(digest) or (-REPLAY_MEMORY, b"")
         if now - when < REPLAY_MEMORY:
             self._hello_again(answered, via)
             return
@@ -348,7 +349,7 @@ class Handshakes:
             ephemerals=context.ephemerals,
         )
         noise.read_message(hello.noise)  # its size leaves no room for a payload
-        self._seen[digest] = now, None
+        self._seen[digest] = now, b""
         if self._we_win_crossing(destination, source, now):
             context.drops["hello_crossed"] += 1
             return
@@ -360,12 +361,13 @@ class Handshakes:
         context.timers.at(now + ANSWERABLE, self._expire_half_open, half)
         half.answer = message.pack_answer(half.index, hello.sender, second)
         half.vias.add(via)
-        self._seen[digest] = now, half
+        self._seen[digest] = now, half.index
         context.output.send(source, destination, half.answer, via)
 
-    def _hello_again(self, half: HalfOpen | None, via: object) -> None:
+    def _hello_again(self, index: bytes, via: object) -> None:
         """Where there are several relays it comes by each of them, and not each of them leads back."""
-        if half is not None and via not in half.vias and half.index in self._half_open:
+        half = self._half_open.get(index)
+        if half is not None and via not in half.vias:
             half.vias.add(via)
             self._context.output.send(half.remote, half.local, half.answer, via)
         else:
