@@ -23,6 +23,8 @@ QUANTUM = 3000
 BUCKETS = 1024
 """Flows are told apart by a hash, so that no crowd of them takes memory or time."""
 _MTU = 1514  # a flow with no more than this waiting is not dropped from
+_REACH = 2  # average packets among which a drop that is due finds the one that it hits
+_GOLDEN = (sqrt(5.0) - 1.0) / 2.0  # its multiples, without their whole parts, fill 0 … 1 evenly
 _SOON = 16  # intervals within which the drop rate of the last time is worth something
 
 QUEUE_DELAY, QUEUE_FULL = "queue_delay", "queue_full"
@@ -48,7 +50,7 @@ class _Flow(Generic[T]):
         self.packets: deque[tuple[float, int, T]] = deque()
         self.bytes = 0
         self.deficit = 0
-        self.ahead = 0  # bytes before the packet that a drop hits which is due
+        self.ahead = 0.0  # bytes before the end of the one that a drop hits which is due; 0: none is
         self.dropping = False
         self.count = self.last_count = 0
         self.drop_next = -inf
@@ -84,6 +86,7 @@ class FairQueue(Generic[T]):
         self._target = target
         self._interval = interval
         self._shared = shared
+        self._odds = 0.0
         self._dropped = dropped
         self._mark = mark
         self._flows: dict[int, _Flow[T]] = {}
@@ -206,14 +209,15 @@ class FairQueue(Generic[T]):
         return head
 
     def _spares(self, flow: _Flow[T], size: int) -> bool:
-        """Whether the drop that is due hits a later packet: that of the byte in the middle of the flow."""
+        """Whether the drop that is due hits a later packet: any byte of the next few has the same odds."""
         if not self._shared:
             return False
-        flow.ahead = (flow.ahead or flow.bytes // 2) - size
-        if flow.ahead > 0:
-            return True
-        flow.ahead = 0
-        return False
+        reach = _REACH * (flow.bytes + size) / (len(flow.packets) + 1)
+        if not flow.ahead:
+            self._odds = (self._odds + _GOLDEN) % 1.0
+            flow.ahead = self._odds * reach
+        flow.ahead = max(0.0, min(flow.ahead, reach) - size)
+        return flow.ahead > 0.0
 
     def _law(self, time: float, count: int) -> float:
         return time + self._interval / sqrt(count)

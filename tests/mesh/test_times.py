@@ -269,6 +269,24 @@ def test_a_probe_is_answered() -> None:
     assert a.events[-1] == ("probe_ack", {"peer": a.peer(b), "id": 7})
 
 
+@pytest.mark.parametrize("asks", [0, 1], ids=["initiator", "responder"])
+def test_who_asks_for_answers_only_keeps_the_session(asks: int) -> None:
+    """No packet goes, for three lives of a session; what asks from time to time of itself keeps none."""
+    mesh, a, b = met()
+    one, other = ((a, b), (b, a))[asks]
+    for _ in range(60):
+        one.mesh.probe(one.session(other), 7)
+        one.mesh.keep(one.session(other), mesh.now)
+        mesh.run(10.0)
+    assert one.peer(other).handshakes >= 3
+    assert "peer_gone" not in one.event_names()
+    for _ in range(60):
+        if one.knows(other) and (session := one.peer(other).sending) is not None:
+            one.mesh.probe(session, 7)
+        mesh.run(10.0)
+    assert "peer_gone" in one.event_names()
+
+
 def test_counters_of_a_peer() -> None:
     """The packet that the handshake carried counts, too: 4 + 20 bytes, without padding."""
     mesh, a, b = met()

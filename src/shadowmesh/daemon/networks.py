@@ -36,8 +36,6 @@ class Network:
 
     mesh: Mesh
     link: RelayLink | Links
-    full = False
-    """The link, which is alone, takes no more."""
     together: Networks | None = None
     """The networks that this one is one of."""
 
@@ -64,7 +62,6 @@ class Network:
     def use(self, links: Sequence[RelayLink]) -> None:
         """Connect by these links from now on."""
         self.link = as_one(links)
-        self.full = False
         if hasattr(self, "_engine"):
             self.link.listener = self
 
@@ -72,6 +69,16 @@ class Network:
     def links(self) -> Sequence[RelayLink]:
         """All connections as they are now: a name can have several addresses, and others later."""
         return self.link.links
+
+    @property
+    def full(self) -> bool:
+        """Whether the link, which is alone, takes no more."""
+        return len(self.links) == 1 and self.links[0].full
+
+    @property
+    def lane(self) -> Network | None:
+        """What names the link, which is alone, to the engine; None where it is that of the only network."""
+        return self if self.together is not None else None
 
     def speak(self, engine: Engine, event: Callable[..., None], drops: Counter[str] | None = None) -> None:
         """Begin, with the engine that has the packets; drops: the counters of the networks before."""
@@ -105,14 +112,11 @@ class Network:
 
     def pause(self, via: object = None) -> None:
         """A link takes no more."""
-        self.full |= via is None
-        self._engine.pause(via)
+        self._engine.pause(self.lane if via is None else via)
 
     def resume(self, via: object = None) -> None:
         """It takes more."""
-        self.full &= via is not None
-        if via is not None or self.together is None or not self.together.full:
-            self._engine.resume(via)
+        self._engine.resume(self.lane if via is None else via)
 
     def joined(self, via: object = None) -> None:
         """A link is ready."""
@@ -141,12 +145,15 @@ class Network:
 
 
 class Networks:
-    """Several networks that are to the engine one mesh and one link; that of `encryption.key` comes first."""
+    """Several networks that are to the engine one mesh and one link; that of `encryption.key` comes first.
+
+    of: own address → its network, which is what names a link that is alone in it to the engine.
+    """
 
     def __init__(self, networks: Sequence[Network]) -> None:
         self._networks = tuple(networks)
         self._first = self._networks[0]
-        self._of = {address: network for network in networks for address in network.context.addresses}
+        self.of = {address: network for network in networks for address in network.context.addresses}
         for network in networks:
             network.together = self
 
@@ -166,12 +173,12 @@ class Networks:
 
     def session(self, flow: Flow, now: float) -> Session | None:
         """See Mesh.session."""
-        network = self._of.get(flow.source)  # None: of a network that has just ended
+        network = self.of.get(flow.source)  # None: of a network that has just ended
         return network.mesh.session(flow, now) if network is not None and network.link.ready else None
 
     def sent(self, session: Session, size: int, now: float) -> None:
         """See Mesh.sent."""
-        self._of[session.local].mesh.sent(session, size, now)
+        self.of[session.local].mesh.sent(session, size, now)
 
     def enqueue(self, flow: Flow, kind: int, body: bytes, now: float) -> bool:
         """See Mesh.enqueue: in the first network that does not know the peer to be away."""
@@ -191,7 +198,7 @@ class Networks:
         self, source: bytes, destination: bytes, data: memoryview, now: float, via: object = None
     ) -> None:
         """See Mesh.receive."""
-        self._of.get(destination, self._first).mesh.receive(source, destination, data, now, via)
+        self.of.get(destination, self._first).mesh.receive(source, destination, data, now, via)
 
     @property
     def next_deadline(self) -> float | None:
@@ -218,7 +225,11 @@ class Networks:
 
     def probe(self, session: Session, number: int) -> None:
         """See Mesh.probe."""
-        self._of[session.local].mesh.probe(session, number)
+        self.of[session.local].mesh.probe(session, number)
+
+    def keep(self, session: Session, now: float) -> None:
+        """See Mesh.keep."""
+        self.of[session.local].mesh.keep(session, now)
 
     def bye(self) -> None:
         """See Mesh.bye."""
@@ -243,18 +254,13 @@ class Networks:
         return any(network.link.ready for network in self._networks)
 
     @property
-    def full(self) -> bool:
-        """Whether one of them takes no more."""
-        return any(network.full for network in self._networks)
-
-    @property
     def since(self) -> float:
         """Since when that is so, or not."""
         return max(network.link.since for network in self._networks)
 
     def send_frame(self, data: memoryview | bytes, via: object = None) -> None:
         """Send one data frame, in the network that its source is of."""
-        self._of[bytes(data[17:33])].link.send_frame(data, via)
+        self.of[bytes(data[17:33])].link.send_frame(data, via)
 
 
 async def run_links(networks: Callable[[], Sequence[Network]], changed: asyncio.Event) -> None:

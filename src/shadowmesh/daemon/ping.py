@@ -177,6 +177,8 @@ class Pinger:
         number = int.from_bytes(self._context.random(_ID_BYTES), "big")
         self._under_way[number] = _Probe(peer, self._now(), answer)
         self._mesh.probe(peer.sending, number)
+        if answer is not None:
+            self._mesh.keep(peer.sending, self._now())
         return True
 
 

@@ -132,22 +132,24 @@ class Mesh:
             if not last:
                 plaintext += record.pack(kind, body)
 
-    def _send_sealed(self, session: Session, plaintext: bytes, source: bytes | None = None) -> None:
-        output, via = self.context.output, session.peer.via
-        output.send(session.remote, source or session.local, session.sealer.seal(plaintext), via)
+    def _send_sealed(
+        self, session: Session, plaintext: bytes, source: bytes | None = None, via: object = None
+    ) -> None:
+        via = session.peer.via if via is None else via
+        self.context.output.send(session.remote, source or session.local, session.sealer.seal(plaintext), via)
 
-    def _send_json(self, session: Session, body: bytes) -> None:
+    def _send_json(self, session: Session, body: bytes, via: object = None) -> None:
         plaintext = record.pack(record.JSON, body)
-        self._send_sealed(session, plaintext + record.padding(len(plaintext)))
+        self._send_sealed(session, plaintext + record.padding(len(plaintext)), via=via)
 
     def probe(self, session: Session, number: int, via: object = None) -> None:
         """Ask a peer for an answer (the event `probe_ack`), on its path by default."""
-        self._send_probe(session, Probe(number, ack=False), session.peer.via if via is None else via)
+        self._send_json(session, Probe(number, ack=False).encode(), via)
 
-    def _send_probe(self, session: Session, probe: Probe, via: object) -> None:
-        plaintext = record.pack(record.JSON, probe.encode())
-        sealed = session.sealer.seal(plaintext + record.padding(len(plaintext)))
-        self.context.output.send(session.remote, session.local, sealed, via)
+    def keep(self, session: Session, now: float) -> None:
+        """Have a new session in time though no packets go to this peer: somebody asks it for answers."""
+        if now - session.created >= (REKEY_AFTER if session.initiator else REKEY_WHEN_RECEIVING):
+            self._rekey(session, now)
 
     def keepalive(self, session: Session, source: bytes | None = None) -> None:
         """Say nothing, from an own address (the handshake's by default)."""
@@ -350,7 +352,7 @@ class Mesh:
                     session.sources.clear()
                     self._new_source(session, source, now)
             case Probe(ack=False):
-                self._send_probe(session, Probe(value.id, ack=True), via)
+                self._send_json(session, Probe(value.id, ack=True).encode(), via)
             case Probe():
                 if not self.paths.answered(session.peer, value.id, via, now):
                     self.context.output.event("probe_ack", peer=session.peer, id=value.id)

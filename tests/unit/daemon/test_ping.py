@@ -10,6 +10,7 @@ import pytest
 
 from shadowmesh.daemon import ping as ping_module
 from shadowmesh.daemon.ping import MAX_UNDER_WAY, NO_RELAY, NO_SESSION, UnknownPeer
+from shadowmesh.mesh.peer import REKEY_AFTER
 from shadowmesh.testing.memory import Link, MemoryMesh, Node, dropping
 from shadowmesh.testing.reports import Reported
 from shadowmesh.wire.message import SEALED
@@ -52,6 +53,17 @@ def test_by_name_or_ip_with_a_session(bench: Bench, who: str) -> None:
     assert answer["rtt_ms"] == pytest.approx([60.0] * 3, abs=6)
     assert (answer["name"], answer["ips"], answer["waiting_for"]) == ("b", ["10.10.10.2", "fd00::2"], "")
     assert bench.pinger.rtt(bench.a.peer(bench.b)) == pytest.approx(0.06, abs=0.006)
+
+
+def test_a_session_is_renewed_for_who_asks_only(bench: Bench) -> None:
+    bench.world.meet(bench.a, bench.b)
+    bench.world.run(REKEY_AFTER)
+    bench.pinger.look()
+    bench.world.run(1.0)
+    assert bench.a.peer(bench.b).handshakes == 1
+    bench.ask("b")
+    bench.world.run(1.0)
+    assert bench.a.peer(bench.b).handshakes == 2
 
 
 @pytest.mark.parametrize("who", ["b", "10.10.10.2", "fd00::2"])

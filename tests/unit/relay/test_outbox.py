@@ -245,3 +245,20 @@ def test_a_push_costs_the_same_however_many_stalled_readers_there_are(readers: i
         fill(outboxes[number % readers], 1)
     assert memory.used == 4_000_000
     assert sorted_in <= 3 * 8000
+
+
+def test_a_frame_is_dropped_for_its_delay_by_its_bytes() -> None:
+    """Of a sender whose frames are of several connections; half of the bytes are in small ones."""
+    left: Counter[int] = Counter()
+    chance, outbox, now = random.Random(1), outbox_of(Memory(NO_LIMIT, NO_LIMIT)), 0.0
+    for _ in range(20_000):
+        size = chance.choices((2800, 8400), (3, 1))[0] - FRAME_COST
+        now += (size + FRAME_COST) / 2.3e6
+        outbox.push(bytes(size), now, b"sender")
+        left[size] += 1
+        while outbox.bytes > 0.05 * 2.3e6 and (item := outbox.pop(now)) is not None:
+            left[len(item[0])] -= 1
+    while (item := outbox.pop(0.0)) is not None:
+        left[len(item[0])] -= 1
+    assert left.total() > 100
+    assert 0.35 < left[2800 - FRAME_COST] / left.total() < 0.65
