@@ -3,12 +3,13 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from typing import Any
 
 import httpx
 import pytest
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
@@ -16,6 +17,7 @@ from shadowmesh.errors import StartError
 from shadowmesh.net import http as http_module
 from shadowmesh.net.http import MAX_CONNECTIONS, MAX_HEADER_BYTES, HttpServer, serve_http
 from shadowmesh.net.listen import listen
+from shadowmesh.testing.websocket import until
 
 
 async def hello(_: Request) -> Response:
@@ -30,7 +32,16 @@ async def fail(_: Request) -> Response:
     raise ValueError
 
 
-APP = Starlette(routes=[Route("/hello", hello), Route("/large", large), Route("/fail", fail)])
+async def take(request: Request) -> Response:
+    with suppress(ClientDisconnect):
+        await request.body()
+    return PlainTextResponse("taken")
+
+
+ROUTES = {"/hello": hello, "/large": large, "/fail": fail}
+APP = Starlette(
+    routes=[Route("/take", take, methods=["POST"]), *(Route(path, each) for path, each in ROUTES.items())]
+)
 
 
 def play(scenario: Callable[[HttpServer], Awaitable[None]], host: str | None = "127.0.0.1") -> None:
@@ -196,6 +207,63 @@ def test_requests_are_bounded_in_time(request_bytes: bytes, monkeypatch: pytest.
         except ConnectionResetError:
             return
         assert got == b"" or got.startswith(b"HTTP/1.1 405 ")
+
+    play(scenario)
+
+
+async def half_a_body(stack: ExitStack, port: int) -> socket.socket:
+    """A connection whose request is being handled while half of its body is missing."""
+    head = b"POST /take HTTP/1.1\r\nHost: x\r\nContent-Length: 8\r\nExpect: 100-continue\r\n\r\n"
+    peer, loop = connected(stack, port, request=head), asyncio.get_running_loop()
+    assert (await loop.sock_recv(peer, 100)).startswith(b"HTTP/1.1 100 ")
+    peer.sendall(b"half")
+    return peer
+
+
+def test_a_body_is_of_the_request_that_is_bounded_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_module, "REQUEST_SECONDS", 0.2)
+
+    async def scenario(server: HttpServer) -> None:
+        with ExitStack() as stack:
+            peer = await half_a_body(stack, server.port)
+            with suppress(ConnectionResetError):
+                assert await asyncio.get_running_loop().sock_recv(peer, 100) == b""
+
+    play(scenario)
+
+
+def test_who_has_sent_half_a_body_goes_before_one_who_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_module, "MAX_CONNECTIONS", 2)
+
+    async def scenario(server: HttpServer) -> None:
+        with ExitStack() as stack:
+            answered = connected(stack, server.port, request=REQUEST.replace(b"/hello", b"/large"))
+            await asyncio.get_running_loop().sock_recv(answered, 1)
+            half = await half_a_body(stack, server.port)
+            assert (await answer(server.port, REQUEST)).startswith(b"HTTP/1.1 200 ")
+            assert await are_open(answered, half) == [True, False]
+
+    play(scenario)
+
+
+@pytest.mark.parametrize(("path", "seconds", "rate"), [("", 10, 50), ("/large", 70, 200)])
+def test_a_request_has_ten_seconds_and_its_answer_another_minute(path: str, seconds: int, rate: int) -> None:
+    """By a clock that runs `rate` times as fast."""
+
+    async def scenario(server: HttpServer) -> None:
+        loop = asyncio.get_running_loop()
+        call_later = loop.call_later
+
+        def sooner(delay: float, *rest: Any, **more: Any) -> asyncio.TimerHandle:
+            return call_later(delay / rate, *rest, **more)
+
+        loop.call_later = sooner  # type: ignore[method-assign, assignment]
+        with ExitStack() as stack:
+            began = loop.time()
+            connected(stack, server.port, request=REQUEST.replace(b"/hello", path.encode()) if path else b"")
+            await until(lambda: server._server.server_state.connections)
+            await until(lambda: not server._server.server_state.connections)
+            assert 0.99 * seconds < (loop.time() - began) * rate < 6 * seconds
 
     play(scenario)
 

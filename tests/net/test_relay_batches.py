@@ -97,6 +97,29 @@ async def test_for_a_receiver_that_leaves_meanwhile(relay: TestRelay) -> None:
 
 
 @with_relay()
+async def test_each_of_a_batch_that_blocks_is_measured(relay: TestRelay) -> None:
+    """When the kernel has taken them, and no earlier."""
+    async with relay.client() as a, relay.client() as b:
+        await a.join(A, device="a")
+        await b.join(B, device="b")
+        full = connection_of(relay, B)
+        write = full.write_frames
+
+        def fills(frames: list[bytes]) -> None:
+            write(frames)
+            full.pause_writing()
+
+        relay.counters.unmeasured = 1 << 30  # none of those that the kernel takes at once
+        with patch.object(full, "write_frames", fills):
+            at_once(a, *numbered(B, range(5)))
+            assert await received(b, 5) == list(range(5))
+        latency = relay.counters.latency
+        assert latency.cumulative(()) == [0]
+        full.resume_writing()
+        assert latency.cumulative(()) == [5]
+
+
+@with_relay()
 async def test_for_a_receiver_that_is_full_meanwhile(relay: TestRelay) -> None:
     """They wait, and what comes for it with the same read does not overtake them."""
     async with relay.client() as a, relay.client() as b:

@@ -96,6 +96,21 @@ def test_request_as_the_handler_sees_it() -> None:
     drive(main)
 
 
+@pytest.mark.skipif(not hasattr(socket, "TCP_NOTSENT_LOWAT"), reason="this system has no such bound")
+def test_little_waits_unsent_in_the_kernel_from_the_start() -> None:
+    """Before anything of a connection's rate is known."""
+    opened = Recorder()
+
+    async def main() -> None:
+        async with serving(lambda request: opened) as server:
+            peer = await RawPeer.upgraded(server.port)
+            unsent = opened.tcp_socket().getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+            assert unsent == server_module.UNSENT_BYTES <= 256 * 1024
+            await peer.close()
+
+    drive(main)
+
+
 @pytest.mark.parametrize(
     ("request_text", "status", "header"),
     [

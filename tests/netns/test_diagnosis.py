@@ -102,7 +102,7 @@ def test_two_devices_with_one_address_are_both_told(
     start(lab, ip, name=name)
     code = f"duplicate_{key.rpartition('.')[2]}"
     told(lab, "c", code, f"another device has {what}", f"gives this address to another.* address={what} ")
-    told(lab, "a", code, f"another device wants {what}", f"asks for this address .* address={what}\n")
+    told(lab, "a", code, f"another device wanted {what}", f"asks for this address .* address={what}\n")
     lab["a"].wait_for_ping(B)  # who was first is not disturbed
 
 

@@ -14,6 +14,6 @@ def test_traffic_goes_on(name: str) -> None:
     scenario = SCENARIOS[name]
     with scene(scenario) as made:
         took = made.outage(scenario.fault)
-        assert took < 10.0, made.lab.logs()
+        assert took < (6.0 if scenario.announced else 9.0), made.lab.logs()
         if scenario.two and not scenario.announced:
             assert took > 0.5  # it was broken, for silence is noticed after a second

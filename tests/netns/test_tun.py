@@ -171,67 +171,6 @@ def test_a_device_that_is_down_loses_packets_only() -> None:
         assert device.write_packet(packet)
 
 
-def test_repair_gives_back_what_was_lost() -> None:
-    """While packets flow: what is there stays as it is."""
-    routes = [ip_network("192.168.7.0/24"), ip_network("fd01::/48"), ip_network("10.10.10.0/24")]
-    with contextlib.closing(open_tun("mesh0", OWN, 1400, routes)) as device:
-        assert device.repair() == ()
-        before = run("ip", "-o", "address", "show", "mesh0"), run("ip", "route"), run("ip", "-6", "route")
-        run("ip", "link", "set", "mesh0", "down")
-        assert device.repair() == ()  # somebody wants it down
-        run("ip", "link", "set", "mesh0", "up")
-        assert "fd00::1" not in run("ip", "address")
-        assert device.repair() == ("fd00::1/64", "192.168.7.0/24", "fd01::/48")
-        after = run("ip", "-o", "address", "show", "mesh0"), run("ip", "route"), run("ip", "-6", "route")
-        assert [sorted(text.split()) for text in after] == [sorted(text.split()) for text in before]
-        packet = udp_packet("fd00::2", "fd00::1", bytes(40))
-        assert device.write_packet(packet)
-
-        run("ip", "route", "delete", "192.168.7.0/24")
-        run("ip", "route", "add", "192.168.7.0/24", "dev", "lo")
-        with pytest.raises(TunError, match=r"cannot add the route 192\.168\.7\.0/24 to mesh0: there is one"):
-            device.repair()
-        Path("/proc/sys/net/ipv6/conf/mesh0/disable_ipv6").write_text("1")
-        with pytest.raises(TunError, match="IPv6 is switched off on this host"):
-            device.repair()
-        run("ip", "link", "delete", "mesh0")
-        with pytest.raises(TunError, match="mesh0 is gone"):
-            device.repair()
-
-
-def test_routes_are_replaced_while_packets_flow() -> None:
-    old, kept, new = (ip_network(text) for text in ("192.168.7.0/24", "fd01::/48", "192.168.8.0/24"))
-
-    def led() -> set[str]:
-        shown = run("ip", "route", "show", "dev", "mesh0") + run("ip", "-6", "route", "show", "dev", "mesh0")
-        return {line.split()[0] for line in shown.splitlines()} & {str(old), str(kept), str(new)}
-
-    with contextlib.closing(open_tun("mesh0", OWN, 1400, [old, kept])) as device:
-        device.set_routes([kept, new])
-        assert led() == {str(kept), str(new)}
-        device.set_routes([old])
-        assert led() == {str(old)}
-        run("ip", "route", "delete", str(old))
-        device.set_routes([])
-        assert (led(), device.repair()) == (set(), ())
-
-        device.set_routes([old])
-        run("ip", "route", "add", str(new), "dev", "lo")
-        with pytest.raises(TunError, match=r"cannot add the route 192\.168\.8\.0/24 to mesh0: there is one"):
-            device.set_routes([kept, new])
-        assert (led(), device.repair()) == ({str(old)}, ())
-        assert str(new) in run("ip", "route", "show", "dev", "lo")
-
-        run("ip", "link", "set", "mesh0", "down")
-        device.set_routes([kept])  # somebody wants it down: the route comes when it is up again
-        run("ip", "link", "set", "mesh0", "up")
-        device.repair()
-        assert led() == {str(kept)}
-        run("ip", "link", "delete", "mesh0")
-        with pytest.raises(TunError, match="mesh0 is gone"):
-            device.set_routes([new])
-
-
 # --- errors of the set-up
 
 

@@ -17,6 +17,8 @@ from shadowmesh.cli.init import IP, NAME
 from shadowmesh.cli.local import CONFIG
 from shadowmesh.cli.newfile import locked
 from shadowmesh.config import ClientConfig, IPInterface, load_client_config
+from shadowmesh.config.values import shown
+from shadowmesh.crypto.keys import NetworkKeys
 from shadowmesh.errors import StartError
 from shadowmesh.invitation import Invitation, encode
 
@@ -45,6 +47,11 @@ def invite(
     if again and ips:
         raise click.UsageError("--again and --ip exclude each other")
     own = _own(config)
+    if not again and NetworkKeys(own.encryption.key.reveal()).name_address(name) is None:
+        raise StartError(
+            f"nobody could find a device by the name {shown(name)}: write letters, digits and . _ - between "
+            "them"
+        )
     api_key = secret_in(api_key_file, "the API key") if api_key_file else None
     if api_key is None and own.relay.api_key is not None:
         raise StartError(

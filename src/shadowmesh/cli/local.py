@@ -5,7 +5,9 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 from collections.abc import Callable
+from ipaddress import ip_address
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -18,6 +20,7 @@ DEFAULT_API = "http://127.0.0.1:9090"
 DEFAULT_TOKEN_FILE = "/run/shadowmesh/api.token"
 TIMEOUT = 5.0
 _MAX_ANSWER = 64 << 20
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{43}")  # as the daemon makes it: 32 bytes in base64url
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -47,12 +50,9 @@ class LocalDaemon:
         self.url = (api or configured_api).rstrip("/")
         self._token_file = token_file or configured_token
         try:
-            parts = urlsplit(self.url)
-            self._host, self._port = parts.hostname or "", parts.port or 80
-        except ValueError:
-            self._host = ""
-        if parts.scheme != "http" or not self._host or parts.path or "@" in parts.netloc:
-            raise click.BadParameter(f"write it as {DEFAULT_API}", param_hint="--api")
+            self._host, self._port = _place(self.url)
+        except ValueError as error:
+            raise click.BadParameter(f"write it as {DEFAULT_API}{error}", param_hint="--api") from None
 
     def status(self) -> dict[str, Any]:
         """GET /status. Raises ApiError."""
@@ -107,8 +107,8 @@ class LocalDaemon:
 
     def _token(self) -> str:
         try:
-            with open(self._token_file, encoding="ascii") as file:
-                return file.read(1024).strip()
+            with open(self._token_file, "rb") as file:
+                found = file.read(1024).decode("ascii", "replace").strip()
         except PermissionError:
             raise ApiError(
                 f"{self._token_file} may not be read by this user: add yourself to the group shadowmesh "
@@ -120,8 +120,15 @@ class LocalDaemon:
                 f"there is no token in {self._token_file}: if the daemon has another daemon.token_file, name "
                 "it with --token-file; its log says so if it could not write one"
             ) from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise ApiError(f"cannot read {self._token_file}: {error}") from None
+        except IsADirectoryError:
+            found = ""
+        except OSError as error:
+            raise ApiError(f"cannot read {self._token_file}: {error.strerror or error}") from None
+        if not _TOKEN.fullmatch(found):  # and whatever it is, it is neither sent nor shown
+            raise ApiError(
+                f"{self._token_file} is no token file: name the daemon's daemon.token_file with --token-file"
+            )
+        return found
 
     def _stranger(self, status: int, facts: Any) -> ApiError:
         """What to say of an answer that is not our daemon's."""
@@ -138,6 +145,35 @@ class LocalDaemon:
             f"{what} answers at {self.url}, not this host's daemon: set daemon.listen_address to a free "
             "port, such as 127.0.0.1:9091, and name it with --api http://127.0.0.1:9091"
         )
+
+
+def _place(url: str) -> tuple[str, int]:
+    """Host and port of the API's URL. Raises ValueError, with what there is to add to an example of one.
+
+    The daemon answers to an IP or localhost only, so no name is looked up, which could take its time.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port or 80
+    except ValueError:
+        raise ValueError("") from None
+    if (
+        parts.scheme != "http"
+        or not host
+        or parts.path
+        or parts.query
+        or parts.fragment
+        or "@" in parts.netloc
+    ):
+        raise ValueError("")
+    if host != "localhost":
+        try:
+            ip_address(host)
+        except ValueError:
+            raise ValueError(
+                ": an IP address or localhost, for the daemon answers to no other name"
+            ) from None
+    return host, port
 
 
 def _configured() -> tuple[str, str]:

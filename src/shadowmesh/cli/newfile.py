@@ -7,6 +7,7 @@ import itertools
 import os
 import pwd
 import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -16,6 +17,8 @@ DIRECTORY = "/etc/shadowmesh"
 RELAY_CONFIG, CLIENT_CONFIG, KEY = "relay-config.yaml", "client-config.yaml", "encryption.key"
 USER = "shadowmesh"
 """Whom the services run as."""
+LOCK_SECONDS = 5.0
+"""As long another program of ours is waited for."""
 
 
 def refuse_existing(path: str, force: bool) -> None:
@@ -80,18 +83,40 @@ def _keep(path: str) -> str:
 
 @contextmanager
 def locked(path: str) -> Iterator[None]:
-    """Keep other programs of ours from changing files beside `path` meanwhile."""
-    folder = os.path.dirname(os.path.realpath(path))
+    """Keep other programs of ours from changing the file meanwhile, if it is there, by a file PATH.lock.
+
+    That one stays. Nobody but its owner can open it: whoever can read a file or directory can lock it for
+    ever. Raises StartError.
+    """
+    path = os.path.realpath(path)
+    if not os.path.lexists(path):
+        yield
+        return
+    beside = f"{path}.lock"
     try:
-        os.makedirs(folder, 0o755, exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        lock = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise StartError(_trouble(path, error)) from None
+        raise StartError(_trouble(beside, error)) from None
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        deadline = time.monotonic() + LOCK_SECONDS
+        while not _lock(lock):
+            if time.monotonic() >= deadline:
+                raise StartError(
+                    f"another program has been changing {path} for {LOCK_SECONDS:g} s; nothing is changed, "
+                    "try again when it has ended"
+                )
+            time.sleep(0.05)
         yield
     finally:
         os.close(lock)
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _trouble(path: str, error: OSError) -> str:

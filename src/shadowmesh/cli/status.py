@@ -9,6 +9,7 @@ import json
 import math
 import sys
 import time
+from ipaddress import ip_address
 from typing import Any
 
 import click
@@ -66,6 +67,8 @@ def ping(peer: str, count: int, as_json: bool, api: str | None, token_file: str 
     By probes of the session, not ICMP: it works where a firewall drops pings. Ends with status 1 if none was
     answered.
     """
+    if not peer.strip():
+        raise click.BadParameter("write the name or the overlay IP of a peer", param_hint="NAME|IP")
     daemon = LocalDaemon(api, token_file)
     took: list[float | None] = []
     try:
@@ -81,21 +84,37 @@ def ping(peer: str, count: int, as_json: bool, api: str | None, token_file: str 
                     lines=True,
                 )
             elif rtt is None:
-                click.echo(f"{peer}: no answer; waited for {answer['waiting_for']}")
+                click.echo(f"{peer}: no answer; waited for {answer['waiting_for']}{_spelling(peer, answer)}")
             else:
-                who = " ".join(filter(None, (answer["name"], f"({', '.join(answer['ips'])})")))
+                ips = ", ".join(answer["ips"])
+                who = " ".join(filter(None, (answer["name"], ips and f"({ips})")))
                 click.echo(f"{who}: {rtt:.1f} ms")
     except KeyboardInterrupt:
         pass
     answered = [rtt for rtt in took if rtt is not None]
     if not as_json and took:
         lost = 100 * (len(took) - len(answered)) / len(took)
-        click.echo(f"{len(took)} probes, {len(answered)} answers, {lost:.0f} % lost", nl=not answered)
+        counts = f"{_counted(len(took), 'probe')}, {_counted(len(answered), 'answer')}"
+        click.echo(f"{counts}, {lost:.0f} % lost", nl=not answered)
         if answered:
             mean = sum(answered) / len(answered)
             click.echo(f"; least {min(answered):.1f}, mean {mean:.1f}, most {max(answered):.1f} ms")
     if not answered:
         raise SystemExit(1)
+
+
+def _spelling(peer: str, answer: dict[str, Any]) -> str:
+    """What there is to add where nobody of a name was found: a wrong name looks like an absent peer."""
+    try:
+        ip_address(peer)
+    except ValueError:
+        if not answer["name"] and answer["waiting_for"].startswith("a session"):
+            return f" Nobody is known as {peer}: is the name spelt right?"
+    return ""
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 @click.command()
@@ -152,7 +171,7 @@ def _page(daemon: LocalDaemon) -> Any:
         facts = daemon.status()
     except ApiError as error:
         return Text(str(error), "red")
-    return Group(tables.status(facts), Text(), tables.peers(facts))
+    return Group(tables.status(facts, brief=True), Text(), tables.peers(facts, brief=True))
 
 
 @click.command()
@@ -210,7 +229,9 @@ def trust(ip: str, fingerprint: str | None, as_json: bool, api: str | None, toke
     if as_json:
         _print(facts)
     elif facts["fingerprint"]:
-        click.echo(f"{facts['ip']}: {facts['fingerprint']} is trusted now")
+        already = facts["fingerprint"] == facts["before"]
+        words = "was trusted already" if already else "is trusted now"
+        click.echo(f"{facts['ip']}: {facts['fingerprint']} {words}")
     else:
         click.echo(f"{facts['ip']}: the next device that answers is trusted")
 
@@ -226,7 +247,8 @@ def reload(as_json: bool, api: str | None, token_file: str | None) -> None:
     if as_json:
         _print(facts)
     else:
-        click.echo(f"applied: {', '.join(facts['applied']) or 'nothing has changed'}")
+        nothing = "nothing" if facts["refused"] else "nothing has changed"
+        click.echo(f"applied: {', '.join(facts['applied']) or nothing}")
         for line in (*facts["warnings"], *facts["refused"]):
             click.echo(line, err=True)
     if facts["refused"]:

@@ -6,6 +6,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any, cast
+from urllib.parse import urlsplit
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType
 from rich.measure import Measurement
@@ -15,6 +16,10 @@ from rich.text import Text
 SHOWN_LOSSES = 3
 _UNBOUND = 100_000  # columns
 _PIPED_WIDTH = 400  # nothing is cut or folded for another program
+_LASTING = {"offload", "fingerprint", "network", "next fingerprint", "next network", "version"}
+# What goes first where a terminal is too narrow for all columns.
+_SPARE_OF_RELAYS = ("REFUSED", "RECONNECTS", "REGION", "SERVER")
+_SPARE_OF_PEERS = ("AGENT", "OFFLOAD", "REKEYS", "IDENTITY", "HANDSHAKE", "PATH", "LOSS", "OUT", "IN")
 _GOOD, _BAD, _QUIET = "green", "red", "dim"
 _STYLES = {"connected": _GOOD, "down": "yellow", "standby": _QUIET}
 
@@ -36,10 +41,14 @@ class _Trimming:
         return getattr(sys.stdout, name)
 
 
-def status(facts: dict[str, Any]) -> RenderableType:
-    """Everything but the table of peers."""
+def status(facts: dict[str, Any], *, brief: bool = False) -> RenderableType:
+    """Everything but the table of peers; brief: trouble first, and not what stays as it is."""
     state = Text(facts["status"], _STYLES.get(facts["status"], _BAD))
-    if facts["reason"]:
+    refused = list(dict.fromkeys(name for relay in facts["relays"] for name in relay["refused"]))
+    if facts["status"] == "connected" and refused:
+        verb = "belongs" if len(refused) == 1 else "belong"
+        state.append(f", but {', '.join(refused)} {verb} to another device", "default")
+    elif facts["reason"]:
         state.append(f": {facts['reason']}", "default")
     peers = facts["peers"]
     there = sum(peer["connected"] for peer in peers)
@@ -58,16 +67,19 @@ def status(facts: dict[str, Any]) -> RenderableType:
     drops = sorted(facts["drops"].items(), key=lambda each: -each[1])
     if lost := [*drops, *([("not taken by a relay", not_taken)] if not_taken else ())]:
         rows.append(("drops", ", ".join(f"{count} {reason}" for reason, count in lost)))
-    parts: list[RenderableType] = [_pairs(rows), Text(), _relays(facts["relays"])]
+    if brief:
+        rows = [row for row in rows if row[0] not in _LASTING]
+    parts: list[RenderableType] = [_pairs(rows), Text(), _relays(facts["relays"], brief)]
     if losses := list(_losses(facts["relays"])):
         parts += [Text(), _table(("WHEN", "RELAY", "WHY IT WAS LOST"), losses)]
     if facts["diagnosis"]:
-        parts += [Text(), _pairs((each["code"], Text(each["text"], _BAD)) for each in facts["diagnosis"])]
+        trouble = _pairs((each["code"], Text(each["text"], _BAD)) for each in facts["diagnosis"])
+        parts = [trouble, Text(), *parts] if brief else [*parts, Text(), trouble]
     return Group(*parts)
 
 
-def peers(facts: dict[str, Any]) -> RenderableType:
-    """The table of peers."""
+def peers(facts: dict[str, Any], *, brief: bool = False) -> RenderableType:
+    """The table of peers; brief: with the columns for which there is room."""
     if not facts["peers"]:
         return Text("no peers: a session is made with the first packet to one (`shadowmesh ping NAME`)")
     columns = (
@@ -94,7 +106,7 @@ def peers(facts: dict[str, Any]) -> RenderableType:
                 peer["agent"],
             )
         )
-    return _Fitting(columns, rows)
+    return _Fitting(columns, rows, _SPARE_OF_PEERS if brief else ())
 
 
 def duration(seconds: float) -> str:
@@ -119,12 +131,12 @@ def milliseconds(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f} ms"
 
 
-def _relays(relays: list[dict[str, Any]]) -> RenderableType:
+def _relays(relays: list[dict[str, Any]], brief: bool) -> RenderableType:
     rows = []
-    for relay in relays:
+    for relay, name in zip(relays, _names(relays), strict=True):
         rows.append(
             (
-                relay["name"] or "-",
+                name or (relay["server"] if brief else "-"),
                 relay["region"] or "-",
                 Text(relay["state"], _STYLES.get(relay["state"], _BAD)),
                 duration(relay["seconds"]),
@@ -134,29 +146,56 @@ def _relays(relays: list[dict[str, Any]]) -> RenderableType:
                 " ".join(filter(None, (relay["server"], relay["address"]))),
             )
         )
-    return _Fitting(("RELAY", "REGION", "STATE", "FOR", "RTT", "RECONNECTS", "REFUSED", "SERVER"), rows)
+    columns = ("RELAY", "REGION", "STATE", "FOR", "RTT", "RECONNECTS", "REFUSED", "SERVER")
+    return _Fitting(columns, rows, _SPARE_OF_RELAYS if brief else ())
+
+
+def _names(relays: list[dict[str, Any]]) -> list[str]:
+    """What each is called: with its address where another relay has the same name, as in `peers`."""
+    places = {(relay["name"], relay["server"], relay["address"]) for relay in relays}
+    names, urls = ([place[i] for place in places] for i in (0, 1))
+    told = []
+    for relay in relays:
+        name, url = relay["name"], relay["server"]
+        if name and names.count(name) > 1:
+            name += f" ({(urls.count(url) > 1 and relay['address']) or urlsplit(url).netloc})"
+        told.append(name)
+    return told
 
 
 def _losses(relays: list[dict[str, Any]]) -> Iterator[tuple[str, str, str]]:
-    """The newest losses of all relays."""
-    losses = [(each["seconds_ago"], relay, each) for relay in relays for each in relay["history"]]
-    for seconds, relay, each in sorted(losses, key=lambda loss: loss[0])[:SHOWN_LOSSES]:
-        yield f"{duration(seconds)} ago", relay["name"] or relay["server"], each["reason"]
+    """The newest losses of all relays, one that two connections to a relay have told of once."""
+    losses = {
+        (round(each["seconds_ago"]), name or relay["server"], each["reason"]): None
+        for relay, name in zip(relays, _names(relays), strict=True)
+        for each in relay["history"]
+    }
+    for seconds, name, reason in sorted(losses)[:SHOWN_LOSSES]:
+        yield f"{duration(seconds)} ago", name, reason
 
 
 class _Fitting:
-    """A table, or where the terminal is too narrow for it a block of lines for each row."""
+    """A table, or where the terminal is too narrow for it a block of lines for each row.
 
-    def __init__(self, columns: Sequence[str], rows: Sequence[tuple[str | Text, ...]]) -> None:
+    spare: columns that the table can do without, the least important first.
+    """
+
+    def __init__(
+        self, columns: Sequence[str], rows: Sequence[tuple[str | Text, ...]], spare: Sequence[str] = ()
+    ) -> None:
         self._columns = columns
         self._rows = rows
+        self._spare = spare
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
-        table = _table(self._columns, self._rows)
         unbound = options.update(max_width=_UNBOUND)
-        if Measurement.get(console, unbound, table).maximum <= options.max_width:
-            yield table
-            return
+        for left_out in range(len(self._spare) + 1):
+            kept = [i for i, name in enumerate(self._columns) if name not in self._spare[:left_out]]
+            rows = [tuple(row[i] for i in kept) for row in self._rows]
+            table = _table([self._columns[i] for i in kept], rows)
+            if Measurement.get(console, unbound, table).maximum <= options.max_width:
+                yield table
+                return
         for number, row in enumerate(self._rows):
             if number:
                 yield Text()

@@ -155,19 +155,23 @@ class LinuxTun(TunDevice):
 
     def repair(self) -> tuple[str, ...]:
         with self._repairing:
-            return netlink.restore(self.name, self.addresses, self.routes)
+            added: list[Interface | Network] = []
+            netlink.restore(self.name, self.addresses, self.routes, added)
+            return tuple(map(str, added))
 
     def set_routes(self, routes: Sequence[Network]) -> None:
         with self._repairing:
-            before, self.routes = self.routes, tuple(routes)
+            added: list[Interface | Network] = []
             try:
-                netlink.restore(self.name, self.addresses, self.routes)
+                netlink.restore(self.name, self.addresses, routes, added)
+                netlink.remove_routes(self.name, [route for route in self.routes if route not in routes])
             except TunError:
-                self.routes = before
                 with suppress(TunError):
-                    netlink.remove_routes(self.name, [route for route in routes if route not in before])
+                    netlink.remove_routes(self.name, [each for each in added if isinstance(each, Network)])
+                with suppress(TunError):
+                    netlink.restore(self.name, self.addresses, self.routes, [])
                 raise
-            netlink.remove_routes(self.name, [route for route in before if route not in routes])
+            self.routes = tuple(routes)
 
     def close(self) -> None:
         if self._fd < 0:

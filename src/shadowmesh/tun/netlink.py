@@ -32,6 +32,7 @@ _ADDR_GEN_NONE = 1
 _NODAD = 0x02
 _SCOPE_LINK = 253
 _RTN_LOCAL = 2
+_MAIN_TABLE = 254
 _IFF_UP = 1
 
 
@@ -68,20 +69,24 @@ def configure(
     return warnings
 
 
-def restore(name: str, addresses: Sequence[Interface], routes: Sequence[Network]) -> tuple[str, ...]:
+def restore(
+    name: str,
+    addresses: Sequence[Interface],
+    routes: Sequence[Network],
+    added: list[Interface | Network],
+) -> None:
     """Give the device back what of its addresses and routes it has lost; all else stays as it is.
 
-    Somebody who sets it down and up takes its IPv6 addresses and all its routes along. Returns what was
-    added; nothing is while the device is down, for that is somebody's will. Raises TunError. Blocks for some
-    milliseconds, and is not for inside a running event loop: call it in a thread.
+    Somebody who sets it down and up takes its IPv6 addresses and all its routes along. added: gets what was
+    added, also before an error; nothing is while the device is down, for that is somebody's will. Raises
+    TunError. Blocks for some milliseconds, and is not for inside a running event loop: call it in a thread.
     """
     index = _index(name)
-    added = []
     with IPRoute() as netlink:
         with _while(f"look at the device {name}"):
             link = netlink.get_links(index)[0]
             if not link["flags"] & _IFF_UP:
-                return ()
+                return
             there = {
                 ip_interface((each.get_attr("IFA_LOCAL") or each.get_attr("IFA_ADDRESS"), each["prefixlen"]))
                 for each in netlink.get_addr(index=index)
@@ -91,18 +96,17 @@ def restore(name: str, addresses: Sequence[Interface], routes: Sequence[Network]
                 if address.version == 6:
                     _check_ipv6(name, str(address), link.get_attr("IFLA_MTU"))
                 _add_address(netlink, name, index, address)
-                added.append(str(address))
+                added.append(address)
         with _while(f"look at the routes of {name}"):
             led = {
                 f"{each.get_attr('RTA_DST')}/{each['dst_len']}"
                 for family in (socket.AF_INET, socket.AF_INET6)
-                for each in netlink.get_routes(family=family, oif=index)
+                for each in netlink.get_routes(family=family, oif=index, table=_MAIN_TABLE)
             }
         for route in dict.fromkeys((*(address.network for address in addresses), *routes)):
             if str(route) not in led:
                 _add_route(netlink, name, index, route)
-                added.append(str(route))
-    return tuple(added)
+                added.append(route)
 
 
 def remove_routes(name: str, routes: Sequence[Network]) -> None:

@@ -125,6 +125,12 @@ def test_while_the_key_is_replaced(owner: Owner) -> None:
     assert "warning: encryption.next_key is not in it" in owner.run("desktop").stderr
 
 
+def test_a_name_that_nobody_could_find_costs_no_ip(owner: Owner) -> None:
+    assert "nobody could find a device by the name" in owner.refused("a/b")
+    owner.hosts.write_text("10.10.10.1 laptop\n10.10.10.2 a/b\n")  # by an older version
+    assert ips(owner.invites("a/b", "--again")) == ["10.10.10.2/24"]
+
+
 def test_what_is_refused(owner: Owner) -> None:
     assert "'NAME': \"\" does not do as a name" in owner.refused("")
     assert "Laptop is 10.10.10.1 already; --again makes" in owner.refused("Laptop")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 from pathlib import Path
@@ -80,13 +81,55 @@ def test_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(*_: object, **__: object) -> None:
         raise PermissionError(13, "Permission denied")
 
+    list_of_all = tmp_path / "list"
+    list_of_all.touch()
     monkeypatch.setattr(os, "makedirs", denied)
+    monkeypatch.setattr(os, "open", denied)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     words = "Permission denied; use sudo, or write it elsewhere with --output FILE; nothing is changed"
     with pytest.raises(StartError, match=words):
         write_new(str(tmp_path / "x"), "")
-    with pytest.raises(StartError, match=words), locked(str(tmp_path / "x")):
+    with pytest.raises(StartError, match=rf"list\.lock: {words}"), locked(str(list_of_all)):
         pass
+
+
+def test_only_who_may_write_a_file_can_lock_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others, who can read its directory or the file itself, keep nobody waiting."""
+    monkeypatch.setattr(newfile, "LOCK_SECONDS", 0.0)
+    path = tmp_path / "list"
+    with locked(str(path)):  # nothing is there to be changed
+        assert names(tmp_path) == []
+    path.write_text("10.10.10.1 laptop\n")
+    for readable in (tmp_path, path):
+        held = os.open(readable, os.O_RDONLY)
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with locked(str(path)):
+            assert stat.S_IMODE((tmp_path / "list.lock").stat().st_mode) == 0o600
+        os.close(held)
+
+
+def test_one_at_a_time_and_the_other_does_not_wait_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "list"
+    path.touch()
+    (tmp_path / "link").symlink_to(path)
+    monkeypatch.setattr(newfile, "LOCK_SECONDS", 0.1)
+    words = r"another program has been changing .*/list for 0\.1 s; nothing is changed"
+    with locked(str(path)), pytest.raises(StartError, match=words), locked(str(tmp_path / "link")):
+        pass
+    with locked(str(path)):
+        pass
+
+
+def test_a_lock_file_that_leads_elsewhere_is_not_followed(tmp_path: Path) -> None:
+    path = tmp_path / "list"
+    path.touch()
+    (tmp_path / "list.lock").symlink_to(tmp_path / "elsewhere")
+    words = r"cannot write .*list\.lock: .*; nothing is changed"
+    with pytest.raises(StartError, match=words), locked(str(path)):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")

@@ -10,9 +10,11 @@ import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from structlog.testing import capture_logs
 
 from shadowmesh.cli import ctl, local, status, tables
 from shadowmesh.daemon import ping as ping_module
@@ -96,13 +98,54 @@ def test_a_ping_that_nobody_answers_ends_with_1(served: Host) -> None:
     result = served.run("ping", "nobody", "-c", "1")
     assert result.exit_code == 1
     assert "nobody: no answer; waited for a session with this peer" in result.stdout
-    assert "1 probes, 0 answers, 100 % lost" in result.stdout
-    result = served.run("ping", "192.0.2.1")
-    assert (result.exit_code, "none of this device's overlay networks" in result.stderr) == (1, True)
+    assert "Nobody is known as nobody: is the name spelt right?" in result.stdout
+    assert "\n1 probe, 0 answers, 100 % lost" in result.stdout
+    assert "is the name" not in served.run("ping", "10.10.10.77", "-c", "1").stdout
+
+
+NO_PEERS = (
+    ("192.0.2.1", "is in none of this device's overlay networks"),
+    ("10.10.10.1", "is this device itself"),
+    ("10.10.10.0", "is no device's: it is an address of the network 10.10.10.0/24 itself"),
+    ("10.10.10.255", "is no device's: it is an address of the network 10.10.10.0/24 itself"),
+)
+
+
+@pytest.mark.parametrize("command", ["ping", "trust"])
+@pytest.mark.parametrize(("ip", "why"), NO_PEERS)
+def test_what_no_peer_can_have_is_refused(served: Host, command: str, ip: str, why: str) -> None:
+    result = served.run(command, ip)
+    assert (result.exit_code, result.stderr) == (1, f"shadowmesh: {ip} {why}\n")
+    assert served.trusted == []
+
+
+def test_nobody_has_no_name(served: Host) -> None:
+    result = served.run("ping", "")
+    assert (result.exit_code, "write the name or the overlay IP of a peer" in result.stderr) == (2, True)
+
+
+def test_a_peer_without_an_ip(served: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = {"name": "phone", "ips": [], "rtt_ms": [0.9], "waiting_for": ""}
+    monkeypatch.setattr(local.LocalDaemon, "post", lambda *_, **__: answer)
+    assert served.run("ping", "phone", "-c", "1").stdout.startswith(
+        "phone: 0.9 ms\n1 probe, 1 answer, 0 % lost;"
+    )
 
 
 def test_down_and_up(served: Host) -> None:
+    with capture_logs() as lines:
+        down_and_up(served)
+    assert [line["event"] for line in lines] == [
+        f"switched {to} by the local API" for to in ("off", "on", "off", "on")
+    ]
+
+
+def down_and_up(served: Host) -> None:
     assert served.run("down").exit_code == 0
+    assert served.run("down").exit_code == 0
+    pinged = served.run("ping", "b")
+    words = "shadowmesh: switched off by `shadowmesh down`; `shadowmesh up` connects again\n"
+    assert (pinged.exit_code, pinged.stderr) == (1, words)
     result = served.run("status")
     assert (result.exit_code, "`shadowmesh up` connects again" in result.stdout) == (1, True)
     result = served.run("up")
@@ -124,6 +167,9 @@ def test_trust(served: Host) -> None:
     assert (result.exit_code, result.stdout) == (0, "10.10.10.2: abc is trusted now\n")
     assert served.run("trust", "10.10.10.2").stdout == "10.10.10.2: the next device that answers is trusted\n"
     assert served.trusted == [("10.10.10.2", "abc"), ("10.10.10.2", "")]
+    served.before = "abc"
+    result = served.run("trust", "10.10.10.2", "--fingerprint", "abc")
+    assert result.stdout == "10.10.10.2: abc was trusted already\n"
 
 
 def test_reload(served: Host) -> None:
@@ -132,8 +178,17 @@ def test_reload(served: Host) -> None:
     served.reloaded["refused"] = ["needs a restart: network.mtu 1400 -> 1300"]
     result = served.run("reload")
     assert (result.exit_code, result.stderr) == (1, "needs a restart: network.mtu 1400 -> 1300\n")
+    served.reloaded["applied"] = []
+    assert served.run("reload").stdout == "applied: nothing\n"
+    served.reloaded["refused"] = []
+    assert served.run("reload").stdout == "applied: nothing has changed\n"
     served.reloaded = {}
-    result = served.run("reload")
+    with capture_logs() as lines:
+        result = served.run("reload")
+    assert [line["event"] for line in lines] == [
+        "f.yaml:3:1: relay: is missing",
+        "configuration not reloaded",
+    ]
     assert result.exit_code == 1
     assert "f.yaml:3:1: relay: is missing" in result.stderr
 
@@ -201,6 +256,30 @@ def test_another_token_and_none(served: Host, tmp_path: Path) -> None:
     assert (result.exit_code, f"there is no token in {tmp_path}/none" in result.stderr) == (1, True)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"root:x:0:0:root:/root:/bin/bash\nsecret:x:1:1\n",
+        b"secret",
+        b"\x7fELF\x02\x01\xff",
+        b"",
+        b"secret" * 1000,
+    ],
+)
+def test_a_file_that_is_no_token_is_neither_shown_nor_sent(
+    served: Host, tmp_path: Path, content: bytes
+) -> None:
+    file = tmp_path / "other"
+    file.write_bytes(content)
+    api = ["--api", f"http://127.0.0.1:{served.port}", "--token-file"]
+    for path in (file, tmp_path):
+        result = CliRunner().invoke(ctl.cli, ["reload", *api, str(path)])
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr == (
+            f"shadowmesh: {path} is no token file: name the daemon's daemon.token_file with --token-file\n"
+        )
+
+
 @pytest.fixture
 def stranger() -> Iterator[Callable[[dict[str, tuple[int, str]]], str]]:
     """Something else with HTTP: path → (status, body); returns its URL."""
@@ -265,12 +344,25 @@ def test_something_that_speaks_no_http() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["127.0.0.1:9090", "https://127.0.0.1", "http://", "http://x/y", "http://x:y"]
+    "url",
+    [
+        *("127.0.0.1:9090", "https://127.0.0.1", "http://", "http://127.0.0.1/y", "http://127.0.0.1:y"),
+        *("http://[::1", "http://[x]:1", "http://nosuch.invalid:9090", "http://127.0.0.1?x", "http://u@::1"),
+    ],
 )
 def test_a_wrong_url_is_a_usage_error(url: str) -> None:
     result = CliRunner().invoke(ctl.cli, ["status", "--api", url])
     assert result.exit_code == 2
-    assert "--api" in result.stderr
+    assert "Invalid value for --api: write it as http://127.0.0.1:9090" in result.stderr
+
+
+def test_a_name_is_not_looked_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError("looked up")
+
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
+    result = CliRunner().invoke(ctl.cli, ["status", "--api", "http://nosuch.invalid:9090"])
+    assert (result.exit_code, "the daemon answers to no other name" in result.stderr) == (2, True)
 
 
 def test_the_configuration_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,6 +411,57 @@ def test_a_long_reason_makes_no_other_line_longer(served: Host) -> None:
         lines = served.run(*command).stdout.splitlines()
         assert reason.strip() in " ".join(lines)
         assert [line for line in lines if line.endswith(" ")] == []
+
+
+def test_relays_of_one_name_have_their_address_behind_it(served: Host) -> None:
+    facts = json.loads(served.run("status", "--json").stdout)
+    (one,) = facts["relays"]
+    loss = {"seconds_ago": 3.0, "reason": "the connection was lost"}
+    one["history"] = [loss]
+    second = one | {"address": "192.0.2.10", "history": []}
+    other = one | {"server": "ws://other.example:9545/relay", "history": []}
+    assert tables._names([one, one]) == ["relay-a", "relay-a"]  # in two networks
+    assert tables._names([one, second, other]) == [
+        "relay-a (192.0.2.9)",
+        "relay-a (192.0.2.10)",
+        "relay-a (other.example:9545)",
+    ]
+    why = "the connection was lost"
+    assert list(tables._losses([one, one, other])) == [
+        ("3 s ago", "relay-a (relay-a.example:9545)", why),
+    ]
+
+
+def test_an_address_that_another_device_has(served: Host) -> None:
+    facts = json.loads(served.run("status", "--json").stdout)
+    facts["relays"][0]["refused"] = {"10.10.10.2": "address_in_use"}
+    facts["reason"] = "the relay gives to another device: 10.10.10.2"
+    assert "connected, but 10.10.10.2 belongs to another device\n" in shown(facts)
+
+
+def test_watch_begins_with_what_is_wrong(served: Host) -> None:
+    facts = json.loads(served.run("status", "--json").stdout)
+    facts["diagnosis"] = [{"code": "mtu", "text": "large packets"}]
+    first, *rest = shown(facts, brief=True).splitlines()
+    assert first.split() == ["mtu", "large", "packets"]
+    assert not {"offload", "fingerprint"} & {line.split()[0] for line in rest if line.strip()}
+    assert shown(facts).splitlines()[-1] == first
+
+
+def test_watch_fits_on_a_small_terminal(served: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "_PIPED_WIDTH", 80)
+    served.reported.event("relay_lost", relay=served.link.url, reason="the connection was lost")
+    lines = served.run("watch", "--times", "1").stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert len(lines) < 20
+    heads = [line.split() for line in lines if line.startswith(("RELAY", "NAME"))]
+    assert [head[-1] for head in heads] == ["SERVER", "HANDSHAKE"]
+
+
+def shown(facts: dict[str, Any], *, brief: bool = False) -> str:
+    with (console := tables.console()).capture() as capture:
+        console.print(tables.status(facts, brief=brief))
+    return re.sub(r" +$", "", capture.get(), flags=re.MULTILINE)
 
 
 def test_names_are_no_markup(served: Host) -> None:
