@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -13,6 +13,8 @@ import pytest
 
 from shadowmesh.config import load_client_config
 from shadowmesh.daemon.app import Daemon
+from shadowmesh.daemon.link import RelayLink
+from shadowmesh.daemon.networks import Network
 from shadowmesh.daemon.state import StateDirectory
 from shadowmesh.testing import guide
 from shadowmesh.testing.packets import udp_packet
@@ -211,21 +213,65 @@ def test_the_connections_of_a_network_that_stays_are_left_alone(tmp_path: Path, 
     drive(main)
 
 
-def test_a_link_that_takes_no_more_does_not_after_a_reload_either(
+def fill(monkeypatch: pytest.MonkeyPatch, network: Network) -> Callable[[], None]:
+    """The only link of a network takes no more; returns what ends that."""
+    (link,) = network.links
+    full = {link}
+    monkeypatch.setattr(RelayLink, "full", property(lambda each: each in full))
+    network.pause()
+
+    def release() -> None:
+        full.clear()
+        network.resume()
+
+    return release
+
+
+def test_a_link_that_takes_no_more_holds_up_its_own_network_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def main() -> None:
-        async with devices(tmp_path, [0]) as (a,):
-            told: list[str] = []
-            (network,) = a.daemon._networks
-            network.pause()
-            for name in ("pause", "resume"):
-                monkeypatch.setattr(network._engine, name, lambda via=None, name=name: told.append(name))
-            await a.reload(1)
-            assert told == ["pause"]
-            network.resume()
-            await a.reload(2)
-            assert told[1:] == ["resume", "resume"]
+        async with devices(tmp_path, [1, 0, 3]) as (a, b, c):
+            await a.reaches(b)
+            await a.reaches(c)
+            release = fill(monkeypatch, a.daemon._networks[0])
+            b.taken()
+            waits = a.packet(b, b"waits")
+            a.kernel.write(memoryview(waits))
+            await a.reaches(c, 2.0)
+            assert b.taken() == set()
+            release()
+            async with asyncio.timeout(2):
+                while b.taken() != {waits}:
+                    await asyncio.sleep(0.01)
+
+    drive(main)
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 1), (1, 0), (1, 2)])
+def test_a_link_that_takes_no_more_does_not_after_a_reload_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int, after: int
+) -> None:
+    async def main() -> None:
+        async with devices(tmp_path, [before, 0]) as (a, b):
+            await a.reaches(b)
+            release = fill(monkeypatch, a.daemon._networks[0])
+            b.taken()
+            waits = [a.packet(b, b"%d" % number) for number in range(3)]
+            a.kernel.write(memoryview(waits[0]))
+            await asyncio.sleep(0.2)  # until it is not left in the kernel any more
+            for packet, stage in zip(waits[1:], (after, before), strict=True):
+                await a.reload(stage)
+                a.kernel.write(memoryview(packet))
+                await asyncio.sleep(0.2)
+            assert b.taken() == set()
+            release()
+            got: set[bytes] = set()
+            async with asyncio.timeout(2):
+                while got != set(waits):
+                    got |= b.taken()
+                    await asyncio.sleep(0.01)
+            await a.reaches(b)
 
     drive(main)
 

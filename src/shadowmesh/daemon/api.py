@@ -23,8 +23,9 @@ from shadowmesh.daemon.control import Control
 from shadowmesh.daemon.openapi import DESCRIPTION
 from shadowmesh.daemon.ping import MAX_COUNT, UnknownPeer
 from shadowmesh.daemon.token import Token
-from shadowmesh.errors import ConfigError, ShadowMeshError, StartError
+from shadowmesh.errors import ConfigError, ShadowMeshError, StartError, TunError
 from shadowmesh.net.http import HttpServer, serve_http
+from shadowmesh.observe.logging import get_logger, log_not_reloaded
 
 MAX_BODY = 4096
 _SAME_SITE = {"none", "same-origin"}  # Sec-Fetch-Site of what no other page has asked for
@@ -33,6 +34,8 @@ _JSON = "application/json"
 _HOST = re.compile(
     r"(?:\[([0-9a-f]*:[0-9a-f:.]+)\]|([0-9.]+|localhost))(?::[0-9]{1,5})?", re.ASCII | re.IGNORECASE
 )
+
+log = get_logger("daemon")
 
 Fields = Mapping[str, Any]
 Answer = Awaitable[Response]
@@ -192,7 +195,11 @@ class _Api:
 
     async def _reload(self, fields: Fields) -> Response:
         _only(fields)
-        return answer(await self._control.reload())
+        try:
+            return answer(await self._control.reload())
+        except (ConfigError, StartError, TunError) as error:
+            log_not_reloaded(log, error)
+            raise
 
     async def _trust(self, fields: Fields) -> Response:
         _only(fields, "ip", "fingerprint")

@@ -10,7 +10,7 @@ import secrets
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -178,8 +178,9 @@ class Daemon:
             routes=_hops(config),
             advertise=config.network.advertise,
         )
-        first = self._make_network(config.encryption.key)
-        self._networks = [first]
+        self._networks = []
+        made = self._make_networks(config)
+        first = made[0]
         self._engine = engine = Engine(self._tun, first.link, self._loop, self._on_event)
         first.speak(engine, partial(self._on_event_in, first))
         now = self._loop.time
@@ -190,7 +191,8 @@ class Daemon:
         )
         links = partial(run_links, lambda: self._networks, self._relinked)
         self._control = Control(first.mesh, report, pinger, links, self.reload, self.trust)
-        self._arrange()
+        self._networks.append(first)
+        self._arrange(made[1:])
 
     def _on_signal(self) -> None:
         if onefile.echo():
@@ -229,21 +231,30 @@ class Daemon:
         self._remembering.cancel()
         self._remembering = None
         try:
-            for network in self._networks:
-                self._state.remember_peers(network.keys.network_id, network.trust.known)
+            self._write_known()
         except StartError as error:
             log.error("cannot remember the peers' keys", reason=str(error))
 
+    def _write_known(self) -> None:
+        networks = self._networks
+        self._state.remember_peers({each.keys.network_id: each.trust.known for each in networks})
+
     # -- networks and relays
 
-    def _make_network(self, key: SecretKey) -> Network:
-        network = Network(key, self._seed.reveal(), self._local, self._make_trust)
-        network.use(self._make_links(network))
+    def _make_networks(self, config: ClientConfig) -> list[Network]:
+        """Those of the configured networks that we are not in yet. Raises StartError, and changes nothing."""
+        keys = filter(None, (config.encryption.key, config.encryption.next_key))
+        there = [network.key for network in self._networks]
+        return [self._make_network(key, config) for key in keys if key not in there]
+
+    def _make_network(self, key: SecretKey, config: ClientConfig) -> Network:
+        network = Network(key, self._seed.reveal(), self._local, partial(self._make_trust, config))
+        network.use(self._make_links(network, config))
         return network
 
-    def _make_links(self, network: Network) -> list[RelayLink]:
+    def _make_links(self, network: Network, config: ClientConfig) -> list[RelayLink]:
         """A connection to each relay; the process says the same made-up name to all of them."""
-        relay, peer_id = self._config.relay, secrets.token_hex(16)
+        relay, peer_id = config.relay, secrets.token_hex(16)
         return [
             RelayLink(
                 url.url,
@@ -258,17 +269,16 @@ class Daemon:
             for url in relay.urls
         ]
 
-    def _arrange(self) -> None:
+    def _arrange(self, made: list[Network]) -> None:
         """Be in the networks of the configured keys, in this order. Sessions in one that stays live on."""
         self._remember()  # also of a network that ends here
         encryption, before = self._config.encryption, self._networks
-        self._networks = []
-        for key in filter(None, (encryption.key, encryption.next_key)):
-            network = next((each for each in before if each.key == key), None)
-            if network is None:
-                network = self._make_network(key)
-                network.speak(self._engine, partial(self._on_event_in, network), self._engine.drops)
-            self._networks.append(network)
+        for network in made:
+            network.speak(self._engine, partial(self._on_event_in, network), self._engine.drops)
+            network.mesh.use(self._local)
+        keys = [key for key in (encryption.key, encryption.next_key) if key is not None]
+        wanted = [each for each in (*before, *made) if each.key in keys]
+        self._networks = sorted(wanted, key=lambda network: keys.index(network.key))
         for network in before:
             if network not in self._networks:
                 network.mesh.bye()
@@ -279,12 +289,13 @@ class Daemon:
         first, *others = self._networks
         first.together = None  # with one network nothing is in between
         self._mesh, self._link = first.mesh, first.link
+        lanes: Mapping[bytes, object] = {}
         if others:
             both = Networks(self._networks)
-            self._mesh, self._link = cast(Mesh, both), both
+            self._mesh, self._link, lanes = cast(Mesh, both), both, both.of
         contexts = [network.context for network in self._networks]
-        full = any(network.full for network in self._networks)  # one that was there before
-        self._engine.use(self._link, self._mesh, full=full)
+        full = [network.lane for network in self._networks if network.full]  # those that were there before
+        self._engine.use(self._link, self._mesh, lanes, full)
         self._report.use(contexts, self._mesh, self._links())
         for network in self._networks:
             if isinstance(network.link, Links):
@@ -349,6 +360,7 @@ class Daemon:
         if loaded.config.relay.tls_ca_file is not None:
             check_ca_file(loaded.config.relay.tls_ca_file)
         config = merged(old, loaded.config)
+        made = self._make_networks(config)  # what can fail comes first, and the kernel last of it
         if config.network.routes != old.network.routes:
             routes = [route.to for route in config.network.routes]
             await self._loop.run_in_executor(None, self._tun.set_routes, routes)
@@ -359,15 +371,15 @@ class Daemon:
             configure(config.daemon.log_level)
         if config.peers != old.peers:
             for network in self._networks:
-                network.trust.configure(self._pins(), strict=config.peers.verify == "strict")
+                network.trust.configure(_pins(config), strict=config.peers.verify == "strict")
                 network.mesh.recheck()
         if config.network != old.network:
             warnings += self._route(old.network.advertise)
         if config.relay != old.relay:
             for network in self._networks:
-                network.use(self._make_links(network))
+                network.use(self._make_links(network, config))
         if config.encryption != old.encryption or config.relay != old.relay:
-            self._arrange()
+            self._arrange(made)
         for warning in (*warnings, *refused):
             log.warning(warning)
         log.info("configuration reloaded", changed=", ".join(applied) or "nothing", config=self._file)
@@ -385,12 +397,9 @@ class Daemon:
 
     # -- identities
 
-    def _pins(self) -> dict[bytes, str]:
-        return {ip.packed: pin for ip, pin in self._config.peers.trusted.items()}
-
-    def _make_trust(self, network_id: bytes) -> Trust:
-        strict = self._config.peers.verify == "strict"
-        return Trust(self._state.known_peers(network_id), self._pins(), strict=strict)
+    def _make_trust(self, config: ClientConfig, network_id: bytes) -> Trust:
+        strict = config.peers.verify == "strict"
+        return Trust(self._state.known_peers(network_id), _pins(config), strict=strict)
 
     def trust(self, ip: str, expected: str = "") -> dict[str, Any]:
         """Trust the device that answers for an overlay IP with another key than before (POST /trust).
@@ -398,7 +407,8 @@ class Daemon:
         That is the one that was refused last, else the one that is connected; its fingerprint must be
         `expected` if that is given. If there is neither, the key that is known is forgotten, and the next
         device that answers is taken. Returns ip, the fingerprint that is trusted ("": the next) and
-        that of before. Raises RequestError.
+        that of before. Raises RequestError, and StartError if that cannot be written down; nothing has
+        changed then.
         """
         try:
             packed = ip_address(ip).packed
@@ -406,6 +416,7 @@ class Daemon:
             raise RequestError("this is not an IP address; write the overlay IP of a peer") from None
         error: ValueError | None = None
         done: list[tuple[bytes | None, bytes | None]] = []
+        saved = [(dict(each.trust.known), dict(each.trust.refused)) for each in self._networks]
         for network in self._networks:
             before = network.trust.known.get(packed)
             connected = any(packed in peer.verified for peer in network.mesh.peers.values())
@@ -413,10 +424,14 @@ class Daemon:
                 done.append((network.trust.accept(packed, expected.lower(), forget=not connected), before))
             except ValueError as refused:
                 error = error or refused
-                continue
-            self._state.remember_peers(network.keys.network_id, network.trust.known)
         if not done:
             raise RequestError(f"{ip_address(packed)}: {error}")
+        try:
+            self._write_known()
+        except StartError:
+            for network, (known, refused_before) in zip(self._networks, saved, strict=True):
+                network.trust.known, network.trust.refused = known, refused_before
+            raise
         self._report.trusted(packed)
         static, before = done[0]
         facts = {
@@ -469,6 +484,10 @@ class Daemon:
             network=",".join(network.keys.network_id.hex()[:16] for network in self._networks),
             relay=", ".join(link.url for link in self._report.links),
         )
+
+
+def _pins(config: ClientConfig) -> dict[bytes, str]:
+    return {ip.packed: pin for ip, pin in config.peers.trusted.items()}
 
 
 def _hops(config: ClientConfig) -> tuple[tuple[IPNetwork, bytes], ...]:

@@ -66,6 +66,11 @@ _MTU = (
     "seem to get lost on the way; try a smaller MTU on the interface that leads there, such as "
     "`ip link set dev eth0 mtu 1280`"
 )
+DOWN = "switched off by `shadowmesh down`; `shadowmesh up` connects again"
+_OFFER = (
+    "packets to {route} go to {peer}, which does not offer it, and drops them: add it to network.advertise "
+    "there"
+)
 _WRONG_KEY = (
     "the relay answers, but no peer answers to this key: encryption.key must be the same on all devices "
     "(`network` in `shadowmesh status` is then equal), they must use the same relay, and be switched on"
@@ -85,15 +90,17 @@ def kind(reason: str) -> str:
 def diagnose(facts: dict[str, Any]) -> list[dict[str, str]]:
     """What is wrong by the facts of /status: {"code", "text"} each, the most important first."""
     if facts["status"] == "down":
-        return [_found("down", "switched off by `shadowmesh down`; `shadowmesh up` connects again")]
+        return [_found("down", DOWN)]
     found: list[dict[str, str]] = []
     for relay in facts["relays"]:
         found += _relay(relay)
     found += _clashes(facts)
+    found += [_found("route_not_offered", _OFFER.format(**each)) for each in facts.get("not_offered", ())]
     if facts["status"] == "connected" and not any(each["code"] == "mtu" for each in found):
         found += _nobody(facts)
     found += _identities(facts)
-    return found
+    # Several connections to one relay, as while the network key is replaced, have the same trouble.
+    return list({(each["code"], each["text"]): each for each in found}.values())
 
 
 def _found(code: str, text: str) -> dict[str, str]:
@@ -132,12 +139,16 @@ def _clashes(facts: dict[str, Any]) -> list[dict[str, str]]:
             found.append(
                 _found(
                     f"duplicate_{key.rpartition('.')[2]}",
-                    f"another device wants {name}, which is ours: give each its own {key}",
+                    f"another device wanted {name}, which is ours, {seconds:.0f} s ago: give each its "
+                    f"own {key}",
                 )
             )
     for ip, seconds in facts["conflicts"].items():
         if seconds < RECENT:
-            text = f"two peers show the overlay IP {ip}, the first keeps it: give each its own local_ip"
+            text = (
+                f"two peers showed the overlay IP {ip}, {seconds:.0f} s ago; the first keeps it: give each "
+                "its own local_ip"
+            )
             found.append(_found("peer_conflict", text))
     return found
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from ipaddress import IPv4Network
 from typing import Protocol
 
@@ -31,6 +31,8 @@ from shadowmesh.wire.message import SEALED_OVERHEAD
 MAX_READS = 128  # packets per wake-up, so that what comes in is not kept waiting
 FULL = 48 * 1024  # a batch this large is sent at once: nothing of a bulk transfer fits beside it
 BIG = 8 * 1024  # a packet this large is not copied to another peer's batch but begins a new one
+BULK = 1024  # of a batch with more, a relay does not send ahead what is small (`relay.outbox`)
+LONE = 256  # a packet below this goes past it as a message of its own
 UNREACHABLE_RATE = 10  # ICMP errors per second
 READ_ON = 0.004  # seconds for which a link may take nothing before it is a slow one
 STALL = 0.1  # the same for a link that was fast: a process on the way may have waited for its core
@@ -89,6 +91,7 @@ class Engine:
         self._stopped = False
         self._queue = PacketQueue(self._drop)  # of the link that is alone
         self._queues: dict[object, PacketQueue] = {}  # of several
+        self._lanes: Mapping[bytes, object] = {}
         self._slow: dict[PacketQueue, None] = {}  # where packets have to wait
         self._read_on: asyncio.TimerHandle | None = None
         self._mesh: Mesh
@@ -105,11 +108,36 @@ class Engine:
         self.resume()
         return self._mesh
 
-    def use(self, link: Link, mesh: Mesh, *, full: bool = False) -> None:
-        """Send by another link, and in another mesh or several, from now on. full: it takes no more."""
-        self._link = link
-        self._mesh = mesh
-        (self.pause if full else self.resume)()
+    def use(
+        self,
+        link: Link,
+        mesh: Mesh,
+        lanes: Mapping[bytes, object] | None = None,
+        full: Collection[object] = (),
+    ) -> None:
+        """Send by another link, and in another mesh or several, from now on.
+
+        lanes: where there are several networks, by own address what names the link that is alone in its
+        network. full: which links take no more, by these names; None: that of the only network.
+        """
+        before, lanes = set(self._lanes.values()), lanes or {}
+        self._link, self._mesh, self._lanes = link, mesh, lanes
+        now = self._now()
+        for queue in (self._queue, *self._queues.values()):
+            # A flow is of a network, which may have ended.
+            batch, queue.flow, queue.batch = queue.batch, None, bytearray()
+            self._push(queue, memoryview(batch), now)
+        left = [self._queues.pop(lane) for lane in before.difference(lanes.values())]
+        for lane in set(lanes.values()) - before:
+            self.opened(lane)
+        if any(left):
+            self._wait(self._queue)
+        for lane in (*set(lanes.values()), None):
+            (self.pause if lane in full else self.resume)(lane)
+        for queue in left:
+            queue.open, queue.slow_until = True, now
+            self._slow.pop(queue, None)
+            self._drain(queue, now)  # to the queues that there are now
         self._arm()
 
     def arm(self) -> None:
@@ -212,7 +240,7 @@ class Engine:
         tun, mesh, plain = self._tun, self._mesh, self._window
         most = self._queue.most
         full = FULL if most > FULL else most
-        several = self._queues
+        several, lanes = self._queues, self._lanes
         flow: Flow | None = None
         base = at = 0
         try:
@@ -238,7 +266,8 @@ class Engine:
                     self._no_flow(kind, key, plain[start:end], now)
                     continue
                 if several and to.peer is not None:
-                    most = several.get(to.peer.via, self._queue).most
+                    via = to.peer.via
+                    most = several.get(lanes.get(to.source) if via is None else via, self._queue).most
                     full = FULL if most > FULL else most
                 if size > most and kind != record.PACKET and plain[start + 1]:
                     if flow is not None:
@@ -255,6 +284,10 @@ class Engine:
                     if self._stashes:
                         self._send_stash(to, now)  # what came first goes first
                     base, flow = at, to
+                elif most < MAX_RECORD and self._goes_alone(plain, base, at, kind, end):
+                    self._stash(to, kind, plain[start:end], now)
+                    self._send_stash(to, now)
+                    continue
                 elif end - base > _ROOM:
                     self._send_before(flow, base, at, now)
                     base = at
@@ -278,6 +311,23 @@ class Engine:
                 self._drain(queue, now)
         self._arm()
 
+    @staticmethod
+    def _goes_alone(plain: memoryview, base: int, at: int, kind: int, end: int) -> bool:
+        """Whether a small packet is not to wait on a slow line, where that is, with the bulk before it.
+
+        The records plain[base:at] are a batch; of its own connection there must be none, which it would
+        overtake.
+        """
+        start = at + _HEADER
+        if end - start >= LONE or at - base <= BULK:
+            return False
+        batch = plain[base:at]
+        own = ip.connection_key(plain, start + (_VNET if kind == record.OFFLOAD else 0))
+        return all(
+            ip.connection_key(batch, begin + (_VNET if each == record.OFFLOAD else 0)) != own
+            for each, begin, _ in record.split(batch, at - base)
+        )
+
     def _send_before(self, flow: Flow, base: int, at: int, now: float) -> None:
         """Send plain[base:at] while a packet has already been read behind it, where the padding goes."""
         behind = bytes(self._window[at : at + _PADDING])
@@ -294,7 +344,8 @@ class Engine:
             self._cannot_send(flow, session is None, plain[:size], now)
             return
         via = session.peer.via
-        queue = self._queue if via is None else self._queues.get(via, self._queue)
+        lane = via if via is not None or not self._lanes else self._lanes.get(session.local)
+        queue = self._queue if lane is None else self._queues.get(lane, self._queue)
         if queue.waits and not (waited and queue.open):
             self._push(queue, plain[:size], now)
             return

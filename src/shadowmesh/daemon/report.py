@@ -10,17 +10,18 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from ipaddress import ip_address
+from ipaddress import IPv4Interface, IPv6Interface, ip_address, ip_network
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
 from shadowmesh import __version__
 from shadowmesh.crypto.keys import fingerprint
 from shadowmesh.daemon.diagnosis import diagnose, kind
-from shadowmesh.mesh.context import Context
+from shadowmesh.mesh.context import Context, IPNetwork
 from shadowmesh.mesh.lru import Lru
 from shadowmesh.mesh.mesh import Mesh
 from shadowmesh.mesh.peer import Peer
+from shadowmesh.mesh.routes import offered
 from shadowmesh.tun.base import TunDevice
 from shadowmesh.wire.control import Challenge
 
@@ -60,13 +61,12 @@ class Traffic(Protocol):
 
 
 class Loss(NamedTuple):
-    """A connection to a relay that ended or did not come about. address: "" where its name has only one."""
+    """A connection to a relay that ended or did not come about."""
 
     at: float  # monotonic
     time: str
     event: str  # "lost" or "unreachable"
     reason: str
-    address: str
 
 
 class Totals(NamedTuple):
@@ -109,11 +109,13 @@ class Report:
         self._names: dict[str, str] = {}
         self._next: dict[str, str] | None = None
         self.use([context], mesh, links)
-        self._history: dict[str, deque[Loss]] = {}
+        # By URL and address; "" where its name has only one.
+        self._history: Lru[tuple[str, str], deque[Loss]] = Lru(MAX_REMEMBERED)
         self._changed: Lru[bytes, bytes] = Lru(MAX_REMEMBERED)  # static key → overlay IP that had another
         self._refused: Lru[str, tuple[float, str]] = Lru(MAX_REMEMBERED)  # overlay IP → when, fingerprint
         self._contested: Lru[str, float] = Lru(MAX_REMEMBERED)  # own IP or name → when
         self._conflicts: Lru[str, float] = Lru(MAX_REMEMBERED)  # overlay IP → when
+        self._unoffered: Lru[IPNetwork, bytes] = Lru(MAX_REMEMBERED)  # configured route → static key
         self._gone = Totals(0, 0, 0, 0, 0)
 
     def use(self, contexts: Sequence[Context], mesh: Mesh, links: Sequence[Link]) -> None:
@@ -142,10 +144,10 @@ class Report:
                 event = name.removeprefix("relay_")
                 if event == "lost":
                     self.losses[url, kind(reason)] += 1
-                history = self._history.setdefault(url, deque(maxlen=MAX_HISTORY))
+                which = url, str(facts.get("ip") or "")
+                self._history[which] = history = self._history.get(which, deque(maxlen=MAX_HISTORY))
                 when = datetime.fromtimestamp(time.time(), UTC).isoformat(timespec="seconds")
-                address = str(facts.get("ip") or "")
-                history.append(Loss(now, when.replace("+00:00", "Z"), event, reason, address))
+                history.append(Loss(now, when.replace("+00:00", "Z"), event, reason))
             case "address_contested", {"address": address}:
                 self._contested[str(self.own(address))] = now
             case "address_reported", {"ip": bytes(ip)}:
@@ -156,6 +158,8 @@ class Report:
                 self._refused[str(ip_address(ip))] = now, fingerprint(static)
             case "identity_changed", {"peer": Peer() as peer, "ip": bytes(ip)}:
                 self._changed[peer.static] = ip
+            case "route_not_offered", {"route": str(route), "peer": Peer() as peer}:
+                self._unoffered[ip_network(route)] = peer.static
             case "peer_gone", {"peer": Peer() as peer}:
                 self._gone = _sum(self._gone, peer)
 
@@ -164,6 +168,11 @@ class Report:
         self._refused.pop(str(ip_address(ip)), None)
         for static in [static for static, changed in self._changed.items() if changed == ip]:
             del self._changed[static]
+
+    @property
+    def interfaces(self) -> tuple[IPv4Interface | IPv6Interface, ...]:
+        """The overlay IPs of this device."""
+        return tuple(self._context.local.interfaces)
 
     @property
     def uptime(self) -> float:
@@ -196,7 +205,16 @@ class Report:
     def _diagnosis(self, facts: dict[str, Any]) -> list[dict[str, str]]:
         now, peers = self._now(), self.mesh.peers
         changed = [self._peer(peer, now) for static in self._changed if (peer := peers.get(static))]
-        return diagnose(facts | {"peers": changed})
+        return diagnose(facts | {"peers": changed, "not_offered": self._not_offered()})
+
+    def _not_offered(self) -> list[dict[str, str]]:
+        """Configured routes by a peer that is there and does still not offer them."""
+        routes, peers, found = dict(self._context.local.routes), self.mesh.peers, []
+        for prefix, static in self._unoffered.items():
+            peer = peers.get(static)
+            if peer and peer.info and routes.get(prefix) in peer.verified and not offered(prefix, peer.info):
+                found.append({"route": str(prefix), "peer": peer.info.id})
+        return found
 
     def _facts(self) -> dict[str, Any]:
         local, now = self._context.local, self._now()
@@ -284,10 +302,19 @@ class Report:
                     "kind": kind(loss.reason),
                     "reason": loss.reason,
                 }
-                for loss in reversed(self._history.get(link.url, ()))
-                if loss.address in ("", link.pinned or loss.address)
+                for loss in self._losses(link)
             ],
         }
+
+    def _losses(self, link: Link) -> list[Loss]:
+        """What has happened to it, and to its name before that had several addresses; the last first."""
+        found = [
+            loss
+            for (url, address), history in self._history.items()
+            if url == link.url and address in ("", link.pinned or address)
+            for loss in history
+        ]
+        return sorted(found, key=lambda loss: loss.at)[: -MAX_HISTORY - 1 : -1]
 
     # -- GET /peers
 

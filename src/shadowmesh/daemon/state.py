@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import secrets
+from collections.abc import Mapping
 from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
@@ -98,10 +99,11 @@ class StateDirectory:
             raise self._damaged()
         return known
 
-    def remember_peers(self, network_id: bytes, peers: dict[bytes, bytes]) -> None:
-        """Keep the known peers of one network."""
+    def remember_peers(self, known: Mapping[bytes, Mapping[bytes, bytes]]) -> None:
+        """Keep the known peers of these networks, by network id: of all, or of none if this raises."""
         networks = self._networks()
-        networks[network_id.hex()] = {str(ip_address(ip)): key.hex() for ip, key in peers.items()}
+        for network_id, peers in known.items():
+            networks[network_id.hex()] = {str(ip_address(ip)): key.hex() for ip, key in peers.items()}
         self._write(_KNOWN_PEERS, json.dumps(networks, indent=1) + "\n")
 
     def _networks(self) -> dict[str, Any]:

@@ -97,6 +97,7 @@ class Served:
         self.token_file = directory / "api.token"
         self.link = FakeLink()
         self.trusted: list[tuple[str, str]] = []
+        self.before = ""
         self.reloaded: dict[str, Any] = {"applied": ["relay.server"], "refused": [], "warnings": []}
         self.port = 0
         self._ready, self._end = threading.Event(), threading.Event()
@@ -145,4 +146,4 @@ class Served:
 
     def _trust(self, ip: str, fingerprint: str) -> dict[str, Any]:
         self.trusted.append((ip, fingerprint))
-        return {"ip": ip, "fingerprint": fingerprint, "before": ""}
+        return {"ip": ip, "fingerprint": fingerprint, "before": self.before}

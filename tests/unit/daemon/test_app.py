@@ -309,8 +309,8 @@ def test_peers_are_remembered_in_one_go(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(app_module, "REMEMBER_AFTER", 0.05)
     writes: list[int] = []
 
-    def remember(state: StateDirectory, network: bytes, peers: dict[bytes, bytes]) -> None:
-        writes.append(len(peers))
+    def remember(state: StateDirectory, known: dict[bytes, dict[bytes, bytes]]) -> None:
+        writes.extend(map(len, known.values()))
         raise StartError("cannot write: No space left on device")
 
     monkeypatch.setattr(StateDirectory, "remember_peers", remember)

@@ -171,6 +171,22 @@ def test_two_peers_with_one_address() -> None:
     assert (code, "10.10.10.9" in text) == ("peer_conflict", True)
 
 
+def test_what_may_be_over_is_told_with_its_time() -> None:
+    for key, name in (("contested", "laptop"), ("contested", "10.10.10.1"), ("conflicts", "10.10.10.9")):
+        assert ", 29 s ago" in only(facts(**{key: {name: 29.1}}))[1]
+
+
+def test_the_same_trouble_in_two_networks_is_told_once() -> None:
+    away = relay(state="waiting", reason="the connection was lost")
+    assert only(facts(away, away))[0] == "lost"
+
+
+def test_a_route_that_is_not_offered() -> None:
+    code, text = only(facts(not_offered=[{"route": "192.0.2.0/24", "peer": "desktop"}]))
+    assert code == "route_not_offered"
+    assert "packets to 192.0.2.0/24 go to desktop, which does not offer it" in text
+
+
 def test_a_wrong_key() -> None:
     code, text = only(facts(drops={"not_here": 4}))
     assert (code, "encryption.key must be the same" in text) == ("wrong_key", True)

@@ -191,6 +191,18 @@ def test_large_packets_are_cut_by_the_rate_of_their_own_link(fork: Fork) -> None
     assert got == offload.segment(memoryview(bulk(a, b)))
 
 
+def test_and_so_are_messages(fork: Fork) -> None:
+    a, b, c = fork.net.stations
+    for _ in range(20):
+        fork.give(bulk(a, b, 1001))
+        fork.net.run(0.02)
+    fork.forget()
+    for peer in (c, b):
+        fork.give(*(PLAIN + udp_packet(a.ip, peer.ip, bytes(1200)) for _ in range(30)))
+    sent = fork.links.sent()
+    assert (sent.count(TWO), sent.count(ONE)) == (1, 5)
+
+
 def test_what_waits_goes_by_the_path_that_its_peer_has_then(fork: Fork) -> None:
     a, b, _ = fork.net.stations
     fork.fill()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from unittest.mock import Mock
 
 import pytest
 
@@ -155,6 +156,117 @@ def test_what_is_sent_slowly_goes_in_pieces_though_the_link_takes_all(net: Net) 
     assert 6 <= len(a.sent()) <= 9
     got = [packet for each in b.taken() for packet in offload.segment(memoryview(each))]
     assert got == offload.segment(memoryview(record))
+
+
+def slow_down(net: Net) -> None:
+    """a sends little to b for a while."""
+    a, b, _ = net.stations
+    for _ in range(20):
+        a.give(bulk(a, b, 1001))
+        net.run(0.02)
+    a.sent()
+    b.taken()
+
+
+def test_what_is_sent_slowly_goes_in_messages_of_the_size_of_a_piece(net: Net) -> None:
+    a, b, _ = net.stations
+    slow_down(net)
+    records = [datagram(a, b, number, 1200) for number in range(40)]
+    a.give(*records)
+    net.run()
+    assert max(map(len, a.sent())) < 8 * 1024 + 1400
+    assert b.taken() == records
+
+
+def test_a_link_that_is_alone_in_its_network_has_a_rate_of_its_own_beside_another_network(net: Net) -> None:
+    a, b, _ = net.stations
+    a.engine.use(a.link, a.mesh, dict.fromkeys(a.context.addresses, "lane"))
+    slow_down(net)
+    a.give(bulk(a, b))
+    net.run()
+    assert 6 <= len(a.sent()) <= 9
+    a.engine.use(a.link, a.mesh)
+    a.give(bulk(a, b))
+    net.run()
+    assert len(a.sent()) == 1
+
+
+def test_what_waits_there_goes_by_another_link_after_a_reload(net: Net) -> None:
+    a, b, _ = net.stations
+    lanes = dict.fromkeys(a.context.addresses, "lane")
+    a.engine.use(a.link, a.mesh, lanes, ["lane"])
+    a.give(datagram(a, b))
+    net.run()
+    assert not a.sent()
+    a.engine.use(a.link, a.mesh, lanes)
+    net.run()
+    assert b.taken() == [datagram(a, b)]
+
+
+def small_beside_bulk(net: Net, *small: bytes) -> list[int]:
+    """The sizes of the messages to b while a sends bulk, then `small`, then bulk to it in one wake-up."""
+    a, b, _ = net.stations
+    records = [*(datagram(a, b, number, 1000) for number in range(3)), *small, datagram(a, b, 9, 1000)]
+    a.give(*records)
+    net.run()
+    taken = b.taken()
+    assert sorted(taken) == sorted(records)
+    assert [each for each in taken if each not in small] == [each for each in records if each not in small]
+    return [len(each) for each in a.sent()]
+
+
+def test_a_small_packet_does_not_wait_in_a_message_with_bulk(net: Net) -> None:
+    """The relay sends ahead what is small, where its line to the peer is the slow one."""
+    a, b, _ = net.stations
+    other = PLAIN + tcp_packet(a.ip, b.ip, b"!")
+    assert len(small_beside_bulk(net, other)) == 1  # at full speed nothing is gained by it
+    slow_down(net)
+    alone, bulky = small_beside_bulk(net, other)
+    assert (alone < 200, bulky > 4000) == (True, True)
+
+
+def test_it_overtakes_nothing_of_its_own_connection(net: Net) -> None:
+    a, b, _ = net.stations
+    slow_down(net)
+    assert len(small_beside_bulk(net, datagram(a, b, 7))) == 1
+
+
+def test_little_before_it_is_nothing_to_go_past(net: Net) -> None:
+    a, b, _ = net.stations
+    slow_down(net)
+    a.give(datagram(a, b, 1, 500), PLAIN + tcp_packet(a.ip, b.ip, b"!"))
+    net.run()
+    assert len(a.sent()) == 1
+
+
+def test_what_was_about_to_go_in_a_network_that_ends_goes_no_more(net: Net) -> None:
+    a, b, _ = net.stations
+    block(net, a)
+    a.give(*(bulk(a, b) for _ in range(3)))
+    release(net, a, 1)
+    assert a.engine._queue.batch
+    other = Mock(wraps=a.mesh, next_deadline=None)
+    other.flow = Mock(return_value=None)  # the other network has no such peer
+    a.link.takes = -1
+    a.engine.use(a.link, other)
+    net.run()
+    assert not other.session.called
+    assert a.drops.keys() == {"no_route"}
+
+
+def test_a_reload_loses_nothing_that_waits(net: Net) -> None:
+    a, b, _ = net.stations
+    block(net, a)
+    records = [bulk(a, b, 50_000 + number) for number in range(3)]
+    a.give(*records)
+    release(net, a, 1)
+    a.engine.use(a.link, a.mesh, full=[None])
+    net.run()
+    assert len(a.sent()) == 1
+    release(net, a, -1)
+    got = [packet for each in b.taken() for packet in offload.segment(memoryview(each))]
+    assert sorted(got) == sorted(packet for each in records for packet in offload.segment(memoryview(each)))
+    assert not a.drops
 
 
 def test_a_stopped_engine_leaves_no_timer(net: Net) -> None:

@@ -20,7 +20,7 @@ from shadowmesh.crypto.keys import fingerprint
 from shadowmesh.daemon import app as app_module
 from shadowmesh.daemon.app import Daemon
 from shadowmesh.daemon.state import StateDirectory
-from shadowmesh.errors import ConfigError, RequestError, TunError
+from shadowmesh.errors import ConfigError, RequestError, StartError, TunError
 from shadowmesh.observe.logging import configure
 from shadowmesh.testing import guide
 from shadowmesh.testing.relay_program import NotifySocket, free_ports
@@ -273,6 +273,49 @@ def test_a_route_that_the_kernel_refuses_changes_nothing(
     with_device(tmp_path, test)
 
 
+def test_a_network_that_cannot_be_made_changes_nothing(tmp_path: Path) -> None:
+    known = tmp_path / "state/known_peers.json"
+    changes: dict[str, Any] = {
+        "encryption": {"next_key": KEY.replace("6b", "7b")},
+        "network": {"routes": ROUTES},
+        "peers": {"verify": "strict"},
+    }
+
+    async def test(device: Device) -> None:
+        known.write_text("{")
+        device.write(**changes)
+        for _ in range(2):
+            with pytest.raises(StartError, match=r"known_peers\.json is damaged"):
+                await device.daemon.reload()
+            assert (device.tun.routes, len(device.daemon._networks)) == ((), 1)
+        known.unlink()
+        applied = (await device.daemon.reload())["applied"]
+        assert sorted(applied) == ["encryption.next_key", "network.routes", "peers.verify"]
+        assert len(device.daemon._networks) == 2
+        assert device.daemon._networks[1].trust._strict
+
+    with_device(tmp_path, test)
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_a_reload_refuses_a_file_of_certificates_that_cannot_be_used(
+    tmp_path: Path, content: str | None
+) -> None:
+    file = tmp_path / "ca.pem"
+    if content is not None:
+        file.write_text(content)
+
+    async def test(device: Device) -> None:
+        device.write(
+            relay={"server": "wss://127.0.0.1:2", "tls_ca_file": str(file)}, network={"routes": ROUTES}
+        )
+        with pytest.raises(StartError, match=r"ca\.pem"):
+            await device.daemon.reload()
+        assert (device.relay(), device.tun.routes) == (f"{NOWHERE}/relay", ())
+
+    with_device(tmp_path, test)
+
+
 def test_reloads_come_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While one waits for the kernel, another one does not do the same again."""
     begun, go = threading.Event(), threading.Event()
@@ -343,6 +386,33 @@ def test_trust_takes_the_key_that_was_refused(tmp_path: Path) -> None:
         assert known == {}
 
     with_device(tmp_path, test, peers={"verify": "strict"})
+
+
+def test_trust_that_cannot_be_written_down_is_not_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In neither network; the operator, who is told so, can ask again."""
+    old, new = b"o" * 32, b"n" * 32
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    async def test(device: Device) -> None:
+        networks = device.daemon._networks
+        assert len(networks) == 2
+        for network in networks:
+            network.trust.remember(IP, old)
+            network.event("identity_refused", ip=IP, static=new)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            with pytest.raises(StartError, match="No space left"):
+                device.daemon.trust("10.10.10.2")
+        assert [(each.trust.known, each.trust.refused) for each in networks] == [({IP: old}, {IP: new})] * 2
+        assert device.daemon.status()["identities_refused"]
+        assert device.daemon.trust("10.10.10.2")["fingerprint"] == fingerprint(new)
+        assert [each.trust.known for each in networks] == [{IP: new}] * 2
+
+    with_device(tmp_path, test, encryption={"next_key": KEY.replace("6b", "7b")}, peers={"verify": "strict"})
 
 
 def test_trust_refuses_in_words(tmp_path: Path) -> None:

@@ -6,12 +6,15 @@ from types import SimpleNamespace
 from typing import cast
 from unittest.mock import Mock
 
+import pytest
+
 from shadowmesh.config.secret import SecretKey
 from shadowmesh.daemon.engine import Engine
 from shadowmesh.daemon.link import RelayLink
 from shadowmesh.daemon.networks import Network, Networks
 from shadowmesh.mesh.context import Local
 from shadowmesh.mesh.mesh import Mesh
+from shadowmesh.mesh.peer import Flow
 from shadowmesh.mesh.trust import Trust
 from shadowmesh.wire import record
 
@@ -22,28 +25,34 @@ class Bench:
     """Two networks without relays; their meshes take what `takes` says."""
 
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.told: list[tuple[str, object]] = []
         self.queued: list[tuple[int, bytes]] = []
         self.takes = True
         self.one, self.two = self._network(1), self._network(2)
-        Networks([self.one, self.two])
+        self.both = Networks([self.one, self.two])
 
     def _network(self, number: int) -> Network:
         local = Local((), "a", 1400, "test")
         network = Network(SecretKey(bytes([number]) * 32), bytes(32), local, lambda _: cast(Trust, None))
         network.link = cast(RelayLink, SimpleNamespace(ready=True))
-        mesh = SimpleNamespace(flow=lambda key: key, enqueue=self._enqueue, joined=Mock(), lost=Mock())
+        mesh = SimpleNamespace(
+            flow=lambda key: key,
+            enqueue=self._enqueue,
+            joined=Mock(),
+            lost=Mock(),
+            session=lambda flow, now: f"session of {number}",
+        )
         network.mesh = cast(Mesh, mesh)
         network.now = lambda: 1.0
         network._engine = cast(
             Engine,
             SimpleNamespace(
-                pause=lambda via=None: self.told.append(f"pause {via}"),
-                resume=lambda via=None: self.told.append(f"resume {via}"),
-                opened=lambda via: self.told.append(f"opened {via}"),
-                closed=lambda via: self.told.append(f"closed {via}"),
+                pause=lambda via=None: self.told.append(("pause", via)),
+                resume=lambda via=None: self.told.append(("resume", via)),
+                opened=lambda via: self.told.append(("opened", via)),
+                closed=lambda via: self.told.append(("closed", via)),
                 arm=lambda: None,
-                unreachable=lambda kind, body: self.told.append("unreachable"),
+                unreachable=lambda kind, body: self.told.append(("unreachable", kind)),
             ),
         )
         return network
@@ -59,34 +68,50 @@ def test_what_one_network_gives_up_waits_in_the_next() -> None:
     assert bench.queued == [(record.PACKET, PACKET)]
     assert bench.told == []
     bench.two.unreachable(record.PACKET, PACKET)  # the last one
-    assert bench.told == ["unreachable"]
+    assert bench.told == [("unreachable", record.PACKET)]
 
 
 def test_what_no_network_takes_is_unreachable() -> None:
     bench = Bench()
     bench.takes = False
     bench.one.unreachable(record.PACKET, PACKET)
-    assert (len(bench.queued), bench.told) == (1, ["unreachable"])
+    assert (len(bench.queued), bench.told) == (1, [("unreachable", record.PACKET)])
 
 
-def test_the_engine_resumes_when_no_link_is_full_any_more() -> None:
+@pytest.mark.parametrize("event", ["pause", "resume"])
+def test_a_link_that_is_alone_in_its_network_has_a_name_beside_another_network(event: str) -> None:
     bench = Bench()
-    bench.one.pause()
-    bench.two.pause()
-    bench.one.resume()
-    assert "resume None" not in bench.told
-    bench.two.resume()
-    assert bench.told[-1] == "resume None"
+    for network in (bench.one, bench.two):
+        getattr(network, event)()
+    bench.one.together = None
+    getattr(bench.one, event)()
+    assert bench.told == [(event, bench.one), (event, bench.two), (event, None)]
 
 
 def test_what_becomes_of_one_link_of_several_is_between_it_and_the_engine() -> None:
     bench = Bench()
-    bench.one.pause()
-    bench.told.clear()
     bench.two.joined("x")
     bench.two.pause("x")
     bench.two.resume("x")
     bench.two.lost("x")
-    assert bench.told == ["opened x", "pause x", "resume x", "closed x"]
-    assert bench.one.full
-    assert not bench.two.full
+    assert bench.told == [(event, "x") for event in ("opened", "pause", "resume", "closed")]
+
+
+def test_full_is_a_link_that_is_alone() -> None:
+    network = Bench().one
+    full, free = SimpleNamespace(full=True), SimpleNamespace(full=False)
+    found = []
+    for links in ((full,), (free,), (full, full)):
+        network.link = cast(RelayLink, SimpleNamespace(links=links))
+        found.append(network.full)
+    assert found == [True, False, False]
+
+
+def test_there_is_no_session_where_there_is_no_relay() -> None:
+    """Also while the other network has one: what is sent in this one would be lost without a word."""
+    bench = Bench()
+    flow = cast(Flow, SimpleNamespace(source=bench.one.identity.addresses[0]))
+    assert str(bench.both.session(flow, 1.0)) == "session of 1"
+    bench.one.link.ready = False
+    assert bench.both.ready
+    assert bench.both.session(flow, 1.0) is None

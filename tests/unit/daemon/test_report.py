@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+from ipaddress import ip_network
 from typing import Any
 
 import pytest
@@ -324,6 +326,28 @@ def test_memory_has_bounds() -> None:
     assert all(len(facts[name]) <= 64 for name in ("identities_refused", "conflicts", "contested"))
 
 
+def test_a_route_that_its_peer_does_not_offer() -> None:
+    pair = Pair()
+    a, b = pair.a, pair.b
+
+    def told() -> list[str]:
+        return [each["code"] for each in pair.reported.report.diagnosis()]
+
+    lan = ip_network("192.168.7.0/24")
+    a.mesh.use(replace(a.context.local, routes=((lan, b.ip()),)))
+    assert told() == ["route_not_offered"]
+    offering = replace(b.context.local, advertise=(lan,), seq=b.context.local.seq + 1)
+    b.mesh.use(offering)
+    pair.world.run(0.1)
+    assert told() == []
+    b.mesh.use(replace(offering, advertise=(), seq=offering.seq + 1))
+    pair.world.run(0.1)
+    assert told() == ["route_not_offered"]
+    b.mesh.bye()
+    pair.world.run(0.1)
+    assert told() == []
+
+
 def test_counters_never_fall() -> None:
     """Also when peers go and come: Prometheus would take it for a restart."""
     pair = Pair()
@@ -356,5 +380,20 @@ def test_a_name_with_several_addresses() -> None:
     relays = pair.status["relays"]
     assert [relay["address"] for relay in relays] == ["192.0.2.1", "192.0.2.2"]
     assert [len(relay["history"]) for relay in relays] == [1, 2]
+    for _ in range(12):  # one that flaps does not push out what is known of the other
+        pair.world.run(1.0)
+        pair.reported.event("relay_lost", ip="192.0.2.1", **lost)
+    assert [len(relay["history"]) for relay in pair.status["relays"]] == [10, 2]
     links[0].pinned = ""
-    assert len(pair.status["relays"][0]["history"]) == 2
+    history = pair.status["relays"][0]["history"]
+    assert [each["seconds_ago"] for each in history] == [float(number) for number in range(10)]
+
+
+def test_what_is_remembered_of_addresses_is_bounded() -> None:
+    link = FakeLink()
+    pair = Pair(link)
+    for number in range(100):
+        lost = {"relay": link.url, "code": None, "reason": f"lost {number}"}
+        pair.reported.event("relay_lost", ip=f"192.0.2.{number}", **lost)
+    assert len(pair.reported.report._history) == 64
+    assert [each["reason"] for each in pair.relay["history"]][:2] == ["lost 99", "lost 98"]

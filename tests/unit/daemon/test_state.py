@@ -50,7 +50,7 @@ def test_nobody_else_may_read(state: StateDirectory, path: Path) -> None:
     before = os.umask(0)
     try:
         state.seed()
-        state.remember_peers(NETWORK, PEERS)
+        state.remember_peers({NETWORK: PEERS})
     finally:
         os.umask(before)
     assert mode(path) == 0o700
@@ -68,12 +68,12 @@ def test_a_damaged_seed_is_not_replaced(state: StateDirectory, path: Path, conte
 
 def test_known_peers_of_each_network(state: StateDirectory, path: Path) -> None:
     assert state.known_peers(NETWORK) == {}
-    state.remember_peers(NETWORK, PEERS)
-    state.remember_peers(OTHER, {})
+    state.remember_peers({NETWORK: PEERS})
+    state.remember_peers({OTHER: {}})
     assert state.known_peers(NETWORK) == PEERS
     assert state.known_peers(OTHER) == {}
     assert state.known_peers(b"x" * 32) == {}
-    state.remember_peers(NETWORK, dict(list(PEERS.items())[:1]))
+    state.remember_peers({NETWORK: dict(list(PEERS.items())[:1])})
     assert json.loads((path / "known_peers.json").read_text()) == {
         NETWORK.hex(): {"10.10.10.2": "6b" * 32},
         OTHER.hex(): {},
@@ -105,29 +105,29 @@ def test_a_file_damaged_while_running_is_left_alone(
 ) -> None:
     (path / "known_peers.json").write_bytes(content)
     with pytest.raises(StartError, match="damaged"):
-        state.remember_peers(NETWORK, PEERS)
+        state.remember_peers({NETWORK: PEERS})
     assert (path / "known_peers.json").read_bytes() == content
 
 
 def test_a_write_that_fails_leaves_the_old_file(
     state: StateDirectory, path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    state.remember_peers(NETWORK, PEERS)
+    state.remember_peers({NETWORK: PEERS})
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(StartError, match=r"cannot write .*No space left"):
-        state.remember_peers(NETWORK, {})
+        state.remember_peers({NETWORK: {}})
     assert state.known_peers(NETWORK) == PEERS
 
 
 def test_a_crash_before_the_rename_leaves_the_old_file(state: StateDirectory, path: Path) -> None:
-    state.remember_peers(NETWORK, PEERS)
+    state.remember_peers({NETWORK: PEERS})
     (path / "known_peers.new").write_text("{")
     assert state.known_peers(NETWORK) == PEERS
-    state.remember_peers(NETWORK, {})
+    state.remember_peers({NETWORK: {}})
     assert state.known_peers(NETWORK) == {}
 
 
@@ -185,7 +185,7 @@ def test_a_link_that_somebody_laid_is_not_followed(state: StateDirectory, path: 
     theirs = tmp_path / "theirs"
     theirs.write_text("keep")
     (path / "known_peers.new").symlink_to(theirs)
-    state.remember_peers(NETWORK, PEERS)
+    state.remember_peers({NETWORK: PEERS})
     assert theirs.read_text() == "keep"
     assert state.known_peers(NETWORK) == PEERS
 
