@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Generator
 
 import pytest
@@ -19,10 +22,38 @@ settings.register_profile("house", deadline=None)
 settings.load_profile("house")
 
 
-def pytest_collection_finish() -> None:
-    """What lives to the end of the session need not be looked at by each `gc.collect()` of a test."""
+MAKING = "from shadowmesh.testing import artifacts, booted; artifacts.wheel(), booted.base()"
+_making: subprocess.Popen[bytes] | None = None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=_needs_packages)
+
+
+def _needs_packages(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(name) for name in ("booted", "packaging"))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Have packages and the Debian to boot made beside the tests that do without, which mostly wait.
+
+    Should that fail, the first test that needs them tries again, and says why.
+    """
+    global _making
+    needs = sum(map(_needs_packages, session.items))
+    if 0 < needs < len(session.items) // 2 and not session.config.option.collectonly and not obstacle():
+        making = ["nice", "-n", "19", sys.executable, "-c", MAKING]
+        null = subprocess.DEVNULL
+        _making = subprocess.Popen(making, stdout=null, stderr=null, start_new_session=True)
+    # What lives to the end of the session need not be looked at by each `gc.collect()` of a test.
     gc.collect()
     gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    if _making is not None and _making.poll() is None:
+        os.killpg(_making.pid, signal.SIGTERM)
+        _making.wait()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
