@@ -39,7 +39,7 @@ DEDUCED = {"mtu", "wrong_key"}
 KINDS = (*(kind for kind, _ in _KINDS), "other")
 """Coarse reasons, for metrics."""
 
-_TODO = {
+_REMEDIES = {
     "duplicate_device": (
         "another process uses this device's key: stop that one; if it is another machine that was copied "
         "from this one, remove device.key from its state directory and restart its daemon"
@@ -116,8 +116,8 @@ def _relay(relay: dict[str, Any]) -> list[dict[str, str]]:
     if relay["state"] in ("connected", "standby") or not reason:
         return []
     what = kind(reason)
-    if what in _TODO:
-        return [_found(what, _TODO[what].format(reason=reason, server=server))]
+    if what in _REMEDIES:
+        return [_found(what, _REMEDIES[what].format(reason=reason, server=server))]
     return [_found(what, f"no connection to {server}: {reason}")]  # the dialler's words say what to do
 
 
