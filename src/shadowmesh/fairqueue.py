@@ -116,6 +116,11 @@ class FairQueue(Generic[T]):
         while self.bytes > self._max_bytes or self._packets > self._max_packets:
             self.drop(QUEUE_FULL)
 
+    def holds(self, key: Hashable) -> bool:
+        """Whether a packet of this flow waits, or of one that cannot be told from it."""
+        flow = self._flows.get(hash(key) % BUCKETS)
+        return flow is not None and bool(flow.packets)
+
     def pop(self, now: float) -> T | None:
         """The packet whose turn it is, None if none waits (RFC 8290 section 4.2)."""
         new, old = self._new, self._old

@@ -189,12 +189,14 @@ def test_words_of_the_relay() -> None:
     gone = json.dumps({"type": "gone", "address": "41" * 16, "reason": "not_here"})
     problem = json.dumps({"type": "problem", "code": "address_in_use", "detail": "41" * 16})
     unknown = json.dumps({"type": "weather", "rain": True})
+    hints = [json.dumps({"type": kind, "address": "42" * 16}) for kind in ("pause", "resume")]
 
-    @with_relay(then(unknown, problem, gone))
+    @with_relay(then(unknown, problem, *hints, gone))
     async def test(running: Linked) -> None:
         await until(lambda: running.engine.absent)
         assert running.engine.absent == [b"A" * 16]
         assert running.engine.happened("address_contested") == [{"address": "41" * 16}]
+        assert running.engine.hints == [("hold", b"B" * 16), ("release", b"B" * 16)]
         assert running.link.ready
 
 
@@ -218,7 +220,7 @@ def test_a_relay_that_talks_nonsense(message: str) -> None:
         await running.joined(2)
 
 
-@pytest.mark.parametrize("kind", ["joined", "gone", "addresses", "challenge"])
+@pytest.mark.parametrize("kind", ["joined", "gone", "pause", "resume", "addresses", "challenge"])
 def test_messages_out_of_order(kind: str) -> None:
     async def script(ws: ServerConnection) -> None:
         if kind == "challenge":

@@ -310,7 +310,7 @@ def test_a_full_link_stays_one_when_others_come_and_go(monkeypatch: pytest.Monke
             told.append((what, via))
 
         names = ("joined", "lost", "pause", "resume")
-        others = dict.fromkeys(("on_frame", "gone", "refused", "draining"), Mock())
+        others = dict.fromkeys(("on_frame", "gone", "refused", "hold", "release", "draining"), Mock())
         links.listener = cast(
             Engine, SimpleNamespace(**others, **{name: partial(tell, name) for name in names})
         )

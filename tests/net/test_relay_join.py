@@ -11,7 +11,7 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
-from shadowmesh.relay.connection import CONTROL_ROOM
+from shadowmesh.relay.delivery import CONTROL_ROOM
 from shadowmesh.relay.timing import Timing
 from shadowmesh.testing.relay_client import RelayClient, address, frame, key, public
 from shadowmesh.testing.relay_server import TestRelay, with_relay

@@ -21,8 +21,10 @@ from shadowmesh.wire.control import (
     Join,
     Joined,
     Limits,
+    Pause,
     Problem,
     Refused,
+    Resume,
     decode_claims,
     decode_from_client,
     decode_from_relay,
@@ -49,6 +51,8 @@ from_relay = st.one_of(
     st.builds(Joined, word, addresses, refused, limits),
     st.builds(AddressesResult, addresses, refused),
     st.builds(Gone, address, word),
+    st.builds(Pause, address),
+    st.builds(Resume, address),
     st.builds(Problem, word, word),
     st.builds(Drain, st.integers(0, 600_000)),
 )
@@ -71,7 +75,7 @@ KEYS = [
     "code", "detail", "reconnect_after_ms", "network", "device", "instance", "relay", "addresses", "agent",
 ]
 # fmt: on
-TYPES = ["challenge", "join", "joined", "addresses", "gone", "problem", "drain"]
+TYPES = ["challenge", "join", "joined", "addresses", "gone", "pause", "resume", "problem", "drain"]
 scalars = st.one_of(
     st.none(),
     st.booleans(),
@@ -117,7 +121,7 @@ def test_client_messages_survive(message: Join | Addresses) -> None:
 
 @given(from_relay)
 def test_relay_messages_survive(
-    message: Challenge | Joined | AddressesResult | Gone | Problem | Drain,
+    message: Challenge | Joined | AddressesResult | Gone | Pause | Resume | Problem | Drain,
 ) -> None:
     assert decode_from_relay(encode(message)) == message
 

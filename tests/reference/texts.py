@@ -197,6 +197,8 @@ RELAY = {
     ),
     "addresses": fields({"held": LIST, "refused": NOT_GIVEN}, "held", "refused"),
     "gone": fields({"address": ADDRESS, "reason": text()}),
+    "pause": fields({"address": ADDRESS}),
+    "resume": fields({"address": ADDRESS}),
     "problem": fields({"code": text(), "detail": text(200)}),
     "drain": fields({"reconnect_after_ms": number(0)}),
 }

@@ -222,6 +222,15 @@ def test_a_full_queue_drops_from_the_fattest_its_oldest() -> None:
     assert queue.lost[3:] == [(("fat", 3), QUEUE_FULL)]
 
 
+def test_whose_packets_wait() -> None:
+    queue = Queue()
+    assert not queue.holds(0)
+    queue.fill("a", 1)
+    assert [queue.holds(key) for key in (queue.keys["a"], 1)] == [True, False]
+    queue.pop(0.0)
+    assert not queue.holds(queue.keys["a"])
+
+
 def test_bytes_are_bounded() -> None:
     queue = Queue(max_bytes=10_000)
     queue.fill("a", 20, size=1000)

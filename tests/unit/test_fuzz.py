@@ -110,7 +110,7 @@ BREAKS: list[tuple[Any, Any, str, Any]] = [
         frame,
         Connection,
         "_absent",
-        lambda self, destination, *rest: self.deliver(destination, 0.0, self.member),
+        lambda self, destination, *rest: self.deliver(destination, 0.0, self),
     ),
     (frame, Connection, "_drop", lambda self, reason: self._tell(Gone(bytes(16), "not_here"))),
     (frame, Router, "_give_up", lambda self, outcome, entry, now: True),

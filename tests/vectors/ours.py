@@ -14,6 +14,8 @@ TYPES = {
     control.Addresses: "addresses",
     control.AddressesResult: "addresses",
     control.Gone: "gone",
+    control.Pause: "pause",
+    control.Resume: "resume",
     control.Problem: "problem",
     control.Drain: "drain",
     record.Info: "info",

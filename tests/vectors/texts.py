@@ -48,6 +48,7 @@ ASK: dict[str, Any] = {"type": "addresses", "add": [ONE], "remove": [TWO]}
 TOLD: dict[str, Any] = {"type": "addresses", "held": [ONE], "refused": [NOT_GIVEN]}
 GONE: dict[str, Any] = {"type": "gone", "address": ONE, "reason": "not_here"}
 PROBLEM: dict[str, Any] = {"type": "problem", "code": "bad_frame", "detail": "a ~"}
+PAUSE: dict[str, Any] = {"type": "pause", "address": ONE}
 DRAIN: dict[str, Any] = {"type": "drain", "reconnect_after_ms": 1500}
 DRAIN_TEXT = '{"type":"drain","reconnect_after_ms":1500}'
 INFO: dict[str, Any] = {
@@ -137,6 +138,8 @@ def control_accepted() -> list[Case]:
         case("gone, disconnected", "relay", GONE | {"reason": "disconnected"}),
         case("problem", "relay", PROBLEM),
         case("detail of 200", "relay", PROBLEM | {"detail": "d" * 200}),
+        case("pause", "relay", PAUSE),
+        case("resume", "relay", PAUSE | {"type": "resume"}),
         case("drain", "relay", DRAIN),
         case("8192 bytes", "relay", DRAIN, 8192),
         *ignored("relay", DRAIN_TEXT),

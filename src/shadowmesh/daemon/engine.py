@@ -7,6 +7,8 @@ one wake-up of the device gave for one peer goes into one message; no timer ever
 A link that takes nothing for a while is a slow one. Then the device is read on, into a queue that is fair and
 short (`daemon.queue`), and what the link takes comes from there, until it has been quick for a second. Where
 there are several links, each has its queue, and the device is read on at once: the others take more.
+And what goes to an address for which a relay has much waiting has a queue of its own until that is less:
+nothing has to be lost, and what is small goes past it.
 And while little is sent, for whatever reason, large packets go in pieces: what is slow may be farther on.
 """
 
@@ -16,8 +18,10 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from ipaddress import IPv4Network
+from math import inf
 from typing import Protocol
 
+from shadowmesh.daemon.holds import Holds
 from shadowmesh.daemon.queue import PacketQueue
 from shadowmesh.errors import OffloadError, TunError
 from shadowmesh.mesh.context import Context
@@ -42,7 +46,7 @@ LINK_GRACE = 2.0  # seconds without a relay after which senders are told instead
 
 _HEADER = record.HEADER_SIZE
 _VNET = offload.HEADER_SIZE
-_PADDING = 19  # the most that `record.padding` gives
+_PADDING = record.MOST_PADDING
 _ROOM = record.MAX_PLAINTEXT - _PADDING  # for the records of a message, whatever padding they need
 _WINDOW = FULL + 2 * (_HEADER + MAX_RECORD) + _PADDING
 
@@ -76,6 +80,7 @@ class Engine:
         self, tun: TunDevice, link: Link, loop: asyncio.AbstractEventLoop, events: Callable[..., None]
     ) -> None:
         self._tun = tun
+        self.coalesces = "uso" in tun.offload
         self._link = link
         self._loop = loop
         self._now = self.now = loop.time
@@ -94,6 +99,8 @@ class Engine:
         self._lanes: Mapping[bytes, object] = {}
         self._slow: dict[PacketQueue, None] = {}  # where packets have to wait
         self._read_on: asyncio.TimerHandle | None = None
+        self._holds = Holds(loop, self._drop, self._drain)
+        self._held = self._holds.queues
         self._mesh: Mesh
 
     def start(self, context: Context) -> Mesh:
@@ -132,6 +139,8 @@ class Engine:
             self.opened(lane)
         if any(left):
             self._wait(self._queue)
+        for lane in (*before, None):
+            self._holds.forget(lane)
         for lane in (*set(lanes.values()), None):
             (self.pause if lane in full else self.resume)(lane)
         for queue in left:
@@ -151,6 +160,7 @@ class Engine:
         for timer in (self._timer, self._read_on):
             if timer is not None:
                 timer.cancel()
+        self._holds.stop()
 
     @property
     def drops(self) -> Counter[str]:
@@ -164,6 +174,7 @@ class Engine:
 
     def closed(self, via: object) -> None:
         """It is there no more."""
+        self._holds.forget(via)
         queue = self._queues.pop(via, None)
         if queue is not None:
             self._slow.pop(queue, None)
@@ -196,8 +207,21 @@ class Engine:
                 queue.slow_until = now + SLOW_FOR
             self._drain(queue, now)
             self._arm()
+        if self._held:
+            self._holds.drain()
         if via is None:
             self._read()
+
+    def hold(self, address: bytes, via: object = None) -> None:
+        """A relay has much waiting for this address."""
+        link = self._queue if via is None else self._queues.get(via)
+        if link is not None:
+            self._holds.hold(address, via, link)
+
+    def release(self, address: bytes, via: object = None) -> None:
+        """It has little any more."""
+        self._holds.release(address, via)
+        self._arm()
 
     def _wait(self, queue: PacketQueue) -> None:
         queue.waits = True
@@ -334,10 +358,12 @@ class Engine:
         self._send(flow, self._window[base : at + _PADDING], at - base, now)
         self._window[at : at + _PADDING] = behind
 
-    def _send(self, flow: Flow, plain: memoryview, size: int, now: float, waited: bool = False) -> None:
+    def _send(
+        self, flow: Flow, plain: memoryview, size: int, now: float, waited: PacketQueue | None = None
+    ) -> None:
         """Seal and send plain[:size], which has room for padding behind it, or let it wait for its link.
 
-        waited: it has waited for one.
+        waited: where it has waited.
         """
         session = self._mesh.session(flow, now)
         if session is None or not self._link.ready:
@@ -346,7 +372,10 @@ class Engine:
         via = session.peer.via
         lane = via if via is not None or not self._lanes else self._lanes.get(session.local)
         queue = self._queue if lane is None else self._queues.get(lane, self._queue)
-        if queue.waits and not (waited and queue.open):
+        if self._held and waited is None and (held := self._held.get((flow.destination, lane))) is not None:
+            self._hold_back(held, flow, plain[:size], now)
+            return
+        if queue.waits and not (waited is queue and queue.open):
             self._push(queue, plain[:size], now)
             return
         padding = record.padding(size)
@@ -395,25 +424,46 @@ class Engine:
             except OffloadError:
                 self._drops["bad_offload"] += 1
 
-    def _drain(self, queue: PacketQueue, now: float) -> None:
-        """Send from a queue until the link takes no more, as messages that take it a few milliseconds."""
-        while queue.open and (packet := queue.pop(now)) is not None:
-            key, kind, body = packet
+    def _hold_back(self, queue: PacketQueue, flow: Flow, plain: memoryview, now: float) -> None:
+        """Let packets wait for a relay to have less for them, small ones only behind those of their own."""
+        ahead = bytearray()
+        for kind, start, end in record.split(plain, len(plain)):
+            body = plain[start:end]
+            if len(body) <= BULK and queue.may_pass(body, kind):
+                ahead += record.header.pack(kind << 24 | len(body))
+                ahead += body
+            else:
+                self._push(queue, plain[start - _HEADER : end], now)
+        self._holds.bound()
+        if ahead:
+            size = len(ahead)
+            ahead += bytes(_PADDING)
+            self._send(flow, memoryview(ahead), size, now, queue)
+
+    def _drain(self, queue: PacketQueue, now: float, most: float = inf) -> None:
+        """Send from a queue until the link takes no more, as messages that take it a few milliseconds.
+
+        most: bytes, and a packet.
+        """
+        while most > 0 and queue.passable and (packet := queue.pop(now)) is not None:
+            key, kind, whole = packet
+            size = len(whole) - _PADDING
+            most -= size
             flow = self._mesh.flow(key)
             if flow is None:
-                self._no_flow(kind, key, body, now)
+                self._no_flow(kind, key, whole[_HEADER:size], now)
                 continue
-            if queue.batch and (
-                flow is not queue.flow or len(queue.batch) + _HEADER + len(body) > queue.message
-            ):
+            if queue.batch and (flow is not queue.flow or len(queue.batch) + size > queue.message):
                 self._send_batch(queue, now)
-            queue.flow = flow
-            queue.batch += record.header.pack(kind << 24 | len(body))
-            queue.batch += body
             self.packets_out += 1
-        if queue.open and queue.batch:
+            if size >= queue.message and queue.passable:
+                self._send(flow, memoryview(whole), size, now, queue)
+            else:
+                queue.flow = flow
+                queue.batch += memoryview(whole)[:size]
+        if queue.passable and queue.batch:
             self._send_batch(queue, now)
-        if queue.open and (now >= queue.slow_until or queue.rate >= FAST):
+        if queue.link is None and queue.open and (now >= queue.slow_until or queue.rate >= FAST):
             queue.waits = False
             self._slow.pop(queue, None)
 
@@ -423,7 +473,7 @@ class Engine:
         queue.flow, queue.batch = None, bytearray()
         size = len(batch)
         batch += bytes(_PADDING)
-        self._send(flow, memoryview(batch), size, now, waited=True)
+        self._send(flow, memoryview(batch), size, now, queue)
 
     def _cannot_send(self, flow: Flow, waiting: bool, plain: memoryview, now: float) -> None:
         """There is no session yet (waiting), or no relay: keep the packets, or say that they cannot go."""
@@ -503,7 +553,7 @@ class Engine:
         if self._link.ready:
             self._link.send_frame(frame.pack(destination, source, message), via)
 
-    def deliver(self, kind: int, buffer: memoryview, start: int, end: int) -> None:
+    def deliver(self, kind: int, buffer: memoryview, start: int, end: int, packets: int = 1) -> None:
         """See mesh.context.Output."""
         if kind == record.PACKET:
             start -= _VNET
@@ -515,9 +565,9 @@ class Engine:
                 self._drops["bad_offload"] += 1
                 return
         if self._tun.write(buffer[start:end]):
-            self.packets_in += 1
+            self.packets_in += packets
         else:
-            self._drops["tun_refused"] += 1
+            self._drops["tun_refused"] += packets
 
     def unreachable(self, kind: int, body: bytes) -> None:
         """See mesh.context.Output."""

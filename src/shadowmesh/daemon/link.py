@@ -40,7 +40,6 @@ REASK_ADDRESSES = (4.0, 6.0)  # seconds after a refusal
 STABLE_AFTER = 5.0  # a connection that lasted this long starts the back-off anew
 MAX_RETRY_AFTER = 60.0  # seconds that an HTTP answer may keep us waiting, beside the back-off
 GOODBYE_SECONDS = 0.5  # at the end, for what was sent last to reach the relay
-
 REDIAL_EVERY = 1.0  # seconds between dials that a change of the network causes
 
 
@@ -324,7 +323,9 @@ class RelayLink:
         self.reason = ""
         self._become("connected")
         self.send_frame = ws.send_data
-        self._own_event("relay_joined", name=ws.server_name, addresses=len(joined.held))
+        self._own_event(
+            "relay_joined", name=ws.challenge.server_name if ws.challenge else "", addresses=len(joined.held)
+        )
         self.listener.joined()
 
     def on_drain(self) -> None:
@@ -370,9 +371,8 @@ class _Connection(WebSocket):
         self._waiting = False  # for a sign of the relay, as we have sent since it was heard last
         self._asked: float | None = None  # when a ping was sent that is not answered yet
         self._reached = self._target = 0  # bytes the relay's TCP has acknowledged, and must for that ping
-        self._blocked: tuple[float, int] | None = (
-            None  # since when the socket takes no more, at which `_reached`
-        )
+        # Since when the socket takes no more, at which `_reached`.
+        self._blocked: tuple[float, int] | None = None
         self._since = self._last_heard = self._swept = self._loop.time()
         self._hurry = False  # it has to answer that ping within seconds
         self._sweep_timer: asyncio.TimerHandle | None = None
@@ -382,10 +382,6 @@ class _Connection(WebSocket):
         """Seconds that the relay wants us to stay away."""
         self.hopeless = False
         """Given up for what has happened on this side: the relay need not be spared."""
-
-    @property
-    def server_name(self) -> str:
-        return self.challenge.server_name if self.challenge is not None else ""
 
     @property
     def full(self) -> bool:
@@ -434,6 +430,10 @@ class _Connection(WebSocket):
                 self._on_refused(message.refused)
             case control.Gone() if self._joined:
                 self._link.listener.gone(message.address)
+            case control.Pause() if self._joined:
+                self._link.listener.hold(message.address)
+            case control.Resume() if self._joined:
+                self._link.listener.release(message.address)
             case control.Problem():
                 self._link.on_problem(message)
             case control.Drain():

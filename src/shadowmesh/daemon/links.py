@@ -267,6 +267,8 @@ class _Ear:
         self.on_frame: Callable[[memoryview], None] = partial(engine.on_frame, via=link)
         self.gone: Callable[[bytes], None] = partial(engine.gone, via=link)
         self.refused: Callable[[set[bytes]], None] = partial(engine.refused, via=link)
+        self.hold: Callable[[bytes], None] = partial(engine.hold, via=link)
+        self.release: Callable[[bytes], None] = partial(engine.release, via=link)
         self.joined: Callable[[], None] = partial(links.joined, link)
         self.lost: Callable[[], None] = partial(links.left, link)
         self.draining: Callable[[], None] = partial(links.left, link)
@@ -281,6 +283,8 @@ class _OnlyEar:
         self.on_frame: Callable[[memoryview], None] = engine.on_frame
         self.gone: Callable[[bytes], None] = engine.gone
         self.refused: Callable[[set[bytes]], None] = engine.refused
+        self.hold: Callable[[bytes], None] = engine.hold
+        self.release: Callable[[bytes], None] = engine.release
         self.joined: Callable[[], None] = partial(links.joined, link)
         self.lost: Callable[[], None] = partial(links.left, link)
         self.draining: Callable[[], None] = engine.draining

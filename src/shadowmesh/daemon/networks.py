@@ -87,7 +87,7 @@ class Network:
         self._engine = engine
         self.now = engine.now
         self.event = event
-        self.deliver = engine.deliver
+        self.deliver, self.coalesces = engine.deliver, engine.coalesces
         self.on_frame = engine.on_frame
         self.mesh = engine.start(self.context) if drops is None else Mesh(self.context)
         self.link.listener = self
@@ -99,7 +99,8 @@ class Network:
         if self.link.ready:
             self.link.send_frame(frame.pack(destination, source, message), via)
 
-    deliver: Callable[[int, memoryview, int, int], None]
+    deliver: Callable[..., None]
+    coalesces: bool
 
     def unreachable(self, kind: int, body: bytes) -> None:
         """See mesh.context.Output."""
@@ -109,6 +110,14 @@ class Network:
     # -- what the links hear
 
     on_frame: Callable[..., None]
+
+    def hold(self, address: bytes, via: object = None) -> None:
+        """A relay has much waiting for this address."""
+        self._engine.hold(address, self.lane if via is None else via)
+
+    def release(self, address: bytes, via: object = None) -> None:
+        """It has little any more."""
+        self._engine.release(address, self.lane if via is None else via)
 
     def pause(self, via: object = None) -> None:
         """A link takes no more."""

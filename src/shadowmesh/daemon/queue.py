@@ -2,14 +2,15 @@
 
 The kernel's queue of a TUN device is 500 packets of up to 64 KiB, first come, first served: seconds on a
 usual uplink. So what a link does not take soon is read into this one. Each link has its own, so that a full
-one holds nothing up but itself.
+one holds nothing up but itself, and so has each address for which a relay has much waiting.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from sys import maxsize
 
-from shadowmesh.fairqueue import FairQueue
+from shadowmesh.fairqueue import QUANTUM, QUEUE_FULL, TARGET, FairQueue
 from shadowmesh.mesh.peer import Flow
 from shadowmesh.wire import ip, offload, record
 
@@ -24,22 +25,31 @@ LEAST_PIECE = 8 * 1024
 _MEASURED = 0.1  # seconds over which the link's rate is measured
 
 Packet = tuple[bytes, int, bytearray]
-"""`ip.flow_key`, kind of the record and its body."""
+"""`ip.flow_key`, kind of the record, and the record with room for padding behind it."""
 
 
 class PacketQueue:
     """One link, and what the engine has read from the TUN device and the link has not taken.
 
-    dropped: called with the reason for each packet that is lost. message: bytes that are worth sending at
-    once, by the rate at which they are sent. most: bytes of a packet that goes in one piece past this queue.
-    rate: bytes per second that were sent of late. open: the link takes more; waits: packets have to go
-    through here, until `slow_until`; blocked_at: when it was last not open.
+    dropped: called with the reason for each packet that is lost. link: the queue of the link, where this is
+    of an address; target: seconds that packets may wait (`shadowmesh.fairqueue`). message: bytes that are
+    worth sending at once, by the rate at which they are sent. most: bytes of a packet that goes in one piece
+    past this queue. rate: bytes per second that were sent of late. open: the link takes more; waits: packets
+    have to go through here, until `slow_until`; blocked_at: when it was last not open.
     """
 
-    def __init__(self, dropped: Callable[[str], None]) -> None:
+    def __init__(
+        self, dropped: Callable[[str], None], link: PacketQueue | None = None, target: float = TARGET
+    ) -> None:
         self._queue: FairQueue[Packet] = FairQueue(
-            MAX_BYTES, MAX_PACKETS, lambda _, reason: dropped(reason), _mark
+            MAX_BYTES if link is None else maxsize,
+            MAX_PACKETS,
+            lambda _, reason: dropped(reason),
+            _mark,
+            quantum=QUANTUM if link is None else MOST_MESSAGE,  # where packets are not cut, turns are longer
+            target=target,
         )
+        self.link = link
         self.open = True
         self.waits = False
         self.slow_until = self.blocked_at = 0.0
@@ -66,7 +76,30 @@ class PacketQueue:
         else:
             pieces = ((kind, body),)
         for kind, piece in pieces:
-            self._queue.push(connection, (key, kind, bytearray(piece)), len(piece), now)
+            size = len(piece)
+            packet = bytearray(record.HEADER_SIZE + size + record.MOST_PADDING)
+            record.header.pack_into(packet, 0, kind << 24 | size)
+            packet[record.HEADER_SIZE : record.HEADER_SIZE + size] = piece
+            self._queue.push(connection, (key, kind, packet), size, now)
+
+    @property
+    def bytes(self) -> int:
+        """What waits, without a batch that is about to be sent."""
+        return self._queue.bytes
+
+    def shed(self) -> None:
+        """Drop a packet of the connection that has most waiting. Something has to wait."""
+        self._queue.drop(QUEUE_FULL)
+
+    def may_pass(self, body: memoryview, kind: int) -> bool:
+        """Whether the record of a packet overtakes nothing of its own connection if it does not wait here."""
+        start = offload.HEADER_SIZE if kind == record.OFFLOAD else 0
+        return not self._queue.holds(ip.connection_key(body, start))
+
+    @property
+    def passable(self) -> bool:
+        """Whether what waits here may go."""
+        return self.open and (self.link is None or self.link.open or self.link.waits)
 
     def pop(self, now: float) -> Packet | None:
         """The packet whose turn it is, None if none waits."""
@@ -86,5 +119,6 @@ class PacketQueue:
 
 
 def _mark(packet: Packet) -> bool:
-    _, kind, body = packet
-    return ip.mark_congestion(memoryview(body)[offload.HEADER_SIZE if kind == record.OFFLOAD else 0 :])
+    _, kind, whole = packet
+    body = memoryview(whole)[record.HEADER_SIZE : -record.MOST_PADDING]
+    return ip.mark_congestion(body[offload.HEADER_SIZE if kind == record.OFFLOAD else 0 :])

@@ -68,8 +68,6 @@ _REFUSALS = {
 CONTROL_RATE, CONTROL_BURST = 10.0, 30.0
 WATCHED = 64 * 1024
 """Bytes sent to a client in a tick from which on we look that no long queue of them grows on the way."""
-CONTROL_ROOM = 32 * 1024
-"""Bytes of answers that may wait for a client, behind the frames that its socket has not taken."""
 
 
 class _Limits:
@@ -179,8 +177,7 @@ class Connection(Receiver):
             return self.end(CLOSE_PROTOCOL, "too many control messages")
         if isinstance(message, Join):
             return self.end(CLOSE_PROTOCOL, "joined already")
-        mark = self._server.config.write_buffer_size
-        if self.write_buffer_size() > mark + MAX_FRAME + CONTROL_ROOM:
+        if not self.may_answer():
             return self.end(CLOSE_POLICY, "asks without reading the answers")
         if isinstance(message, Addresses):
             held, refused = _answer(self._server.claim(self.member, message, now))
@@ -256,6 +253,7 @@ class Connection(Receiver):
                 self._buffer.close()
             if self._outbox is not None:
                 self._outbox.clear("receiver_left")
+            self._resume()
             self._server.left(self, reason)
 
     def check(self, now: float) -> None:
@@ -390,7 +388,7 @@ class Connection(Receiver):
             return self._drop("own_destination")
         try:
             clock = self._server.clock
-            receiver.deliver(frame, clock.at or clock.begin(), member.device)
+            receiver.deliver(frame, clock.at or clock.begin(), self)
         except Exception as error:
             self._counters.drops["internal_error"] += 1
             receiver.fail(error)

@@ -3,6 +3,10 @@
 A frame goes by the first way that is open: to the kernel; behind what waits in the transport, up to
 `write_buffer_size`; to the outbox. Short frames that came with one read go to the kernel with one call: for
 them the call is most of the work.
+
+When much waits for a client, whoever sends it more is told to pause before anything has to be lost, and to go
+on when little waits. That is a hint: at full speed a sender does better to wait than to lose, and all other
+senders and clients go on as they do.
 """
 
 from __future__ import annotations
@@ -17,14 +21,21 @@ from shadowmesh.net.sendbuffer import SendBuffer
 from shadowmesh.net.websocket import WebSocket, binary_frame
 from shadowmesh.relay.counters import MEASURED_EVERY
 from shadowmesh.relay.outbox import FRAME_COST, Outbox
+from shadowmesh.wire.control import Pause, Resume, encode
+from shadowmesh.wire.frame import MAX_FRAME
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
-
     from shadowmesh.relay.server import Server
 
 SHORT = 8192
 """Bytes up to which a frame is copied to wait for the end of a read: picows copies so much in any case."""
+CONTROL_ROOM = 32 * 1024
+"""Bytes of control messages that may wait for a client, behind the frames that its socket has not taken."""
+PAUSE_ABOVE, RESUME_BELOW = 2 << 20, 1 << 20
+"""Bytes in the outbox. Above, there is to be room for what is under way while the sender hears of it; below,
+enough for the client to go on with until more comes."""
+PAUSE_EVERY = 0.5
+"""Seconds after which a sender that goes on is told again."""
 
 
 class Receiver(WebSocket):
@@ -38,6 +49,7 @@ class Receiver(WebSocket):
         "_buffer",
         "_counters",
         "_outbox",
+        "_paused",
         "_room",
         "_server",
         "_waiting",
@@ -65,8 +77,10 @@ class Receiver(WebSocket):
         self._outbox: Outbox | None = None
         self._buffer: SendBuffer | None = None
         """Of one that was sent much."""
+        self._paused: dict[tuple[Receiver, bytes], float] | None = None
+        """When which sender was told to pause what it sends to which address of this client."""
 
-    def deliver(self, frame: memoryview, read_at: float, sender: Hashable) -> None:
+    def deliver(self, frame: memoryview, read_at: float, sender: Receiver) -> None:
         """Send a frame to this client, at the end of the read at the latest; or keep a copy.
 
         read_at: monotonic time at which the turn of the event loop began that read it.
@@ -88,7 +102,7 @@ class Receiver(WebSocket):
             self.send_binary(frame)
             self._sent(1, size, read_at)
 
-    def flush(self, read_at: float, sender: Hashable) -> None:
+    def flush(self, read_at: float, sender: Receiver) -> None:
         """Send the short frames that came for this client with the read that ends, if there are any still."""
         batch, size = self._batch, self._batched
         self._batch, self._batched = [], 0
@@ -119,14 +133,50 @@ class Receiver(WebSocket):
             now = monotonic()
             counters.latency.record(now - read_at, now, MEASURED_EVERY)
 
-    def _wait(self, frame: memoryview, read_at: float, sender: Hashable) -> None:
+    def _wait(self, frame: memoryview, read_at: float, sender: Receiver) -> None:
         """Keep a copy of a frame while the kernel takes no more."""
         if self._room > 0 and self._server.memory.has_room(len(frame)):
             self._send_behind(frame, read_at)
             return
-        if self._outbox is None:
-            self._outbox = Outbox(self._server.memory, self)
-        self._outbox.push(bytes(frame), read_at, sender)
+        outbox = self._outbox
+        if outbox is None:
+            outbox = self._outbox = Outbox(self._server.memory, self)
+        outbox.push(bytes(frame), read_at, sender)
+        if outbox.bytes > PAUSE_ABOVE:
+            self._pause(sender, bytes(frame[1:17]), read_at)
+
+    def _pause(self, sender: Receiver, address: bytes, now: float) -> None:
+        if self._paused is None:
+            self._paused = {}
+        if now - self._paused.get((sender, address), -inf) >= PAUSE_EVERY:
+            self._paused[sender, address] = now
+            sender.advise(Pause(address))
+
+    def _resume(self) -> None:
+        paused, self._paused = self._paused, None
+        for sender, address in paused or ():
+            sender.advise(Resume(address))
+
+    def may_answer(self) -> bool:
+        """Whether so little waits for the socket that a control message may be added."""
+        return self.write_buffer_size() <= self._server.config.write_buffer_size + MAX_FRAME + CONTROL_ROOM
+
+    def advise(self, hint: Pause | Resume) -> None:
+        """Tell this client to send less to an address, or as much as it likes.
+
+        Also when its socket takes no more, as that may be for a moment only; but without limit it may not
+        cost memory.
+        """
+        if self.closing:
+            return
+        text = encode(hint)
+        if self._blocked:
+            size = len(text) + FRAME_COST
+            if not (self.may_answer() and self._server.memory.has_room(size)):
+                return
+            self._behind += size
+            self._server.memory.used += size
+        self.send_text(text)
 
     def _record(self, read_at: float) -> None:
         now = monotonic()
@@ -166,9 +216,7 @@ class Receiver(WebSocket):
         self._waiting.clear()
         # Of a relay that stops nobody is to slow down any more: what waits goes out, however late.
         outbox, now = self._outbox, -inf if self._server.draining else monotonic()
-        while outbox and not self.closing:
-            if self._blocked and self._room <= 0:
-                return
+        while outbox and not self.closing and (self._room > 0 or not self._blocked):
             item = outbox.pop(now)
             if item is None:
                 break
@@ -185,6 +233,8 @@ class Receiver(WebSocket):
                 self._send_behind(frame, read_at)  # as much room as it had
         if not outbox:
             self._outbox = None
+        if self._paused and (outbox is None or outbox.bytes < RESUME_BELOW):
+            self._resume()
 
     def fail(self, error: Exception) -> None:
         """A bug of ours has met this connection: report it, and end no other."""

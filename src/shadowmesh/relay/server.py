@@ -41,7 +41,7 @@ from shadowmesh.wire.control import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Hashable
+    from collections.abc import AsyncIterator, Callable
 
     from shadowmesh.config.relay import RelayConfig
     from shadowmesh.net.server import Server as Listener
@@ -98,7 +98,7 @@ class Server:
         self.paces = Paces()
         self.memory = Memory(config.queue_size, config.limits.queue_memory)
         self.clock = TurnClock()
-        self.batches: list[tuple[Receiver, float, Hashable]] = []
+        self.batches: list[tuple[Receiver, float, Receiver]] = []
         """Whom the read that goes on has short frames for; when it was made, and of which device."""
         self.router: Router[Connection] = Router(
             AWAY_PER_CONNECTION * config.max_connections,

@@ -60,6 +60,9 @@ class ManualLoop:
     def remove_reader(self, fd: int) -> bool:
         return self.readers.pop(fd, None) is not None
 
+    def call_soon(self, callback: Callable[[], object]) -> asyncio.TimerHandle:
+        return self.call_at(self.now, callback)
+
     def call_at(self, when: float, callback: Callable[[], object]) -> asyncio.TimerHandle:
         handle = asyncio.TimerHandle(when, callback, (), cast(asyncio.AbstractEventLoop, self))
         self._timers.append(handle)

@@ -71,6 +71,7 @@ class Engine:
         self.joins = self.losses = 0
         self.paused = self.drained = False
         self.unheld: set[bytes] = set()
+        self.hints: list[tuple[str, bytes]] = []
         self.events: list[tuple[str, dict[str, Any]]] = []
 
     def on_frame(self, data: memoryview) -> None:
@@ -90,6 +91,12 @@ class Engine:
 
     def refused(self, addresses: set[bytes]) -> None:
         self.unheld = addresses
+
+    def hold(self, address: bytes) -> None:
+        self.hints.append(("hold", address))
+
+    def release(self, address: bytes) -> None:
+        self.hints.append(("release", address))
 
     def pause(self) -> None:
         self.paused = True

@@ -1,6 +1,6 @@
 """Control messages between client and relay: JSON in WebSocket TEXT, protocol section 3.
 
-    relay  → challenge, joined, addresses, gone, problem, drain
+    relay  → challenge, joined, addresses, gone, pause, resume, problem, drain
     client → join (around signed claims), addresses
 
 Decoders return a message, or None for a type they do not know, and raise only ControlError, whose words never
@@ -133,6 +133,20 @@ class Gone:
 
 
 @dataclass(frozen=True, slots=True)
+class Pause:
+    """Much waits at the relay for `address`: what is sent to it beyond that may be lost."""
+
+    address: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """Little waits for `address` any more."""
+
+    address: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Problem:
     """Something this client does is wrong or disputed; the connection goes on."""
 
@@ -148,7 +162,7 @@ class Drain:
 
 
 FromClient = Join | Addresses
-FromRelay = Challenge | Joined | AddressesResult | Gone | Problem | Drain
+FromRelay = Challenge | Joined | AddressesResult | Gone | Pause | Resume | Problem | Drain
 
 
 def encode(message: FromClient | FromRelay) -> str:
@@ -192,6 +206,10 @@ def encode(message: FromClient | FromRelay) -> str:
             }
         case Gone():
             fields = {"type": "gone", "address": message.address.hex(), "reason": message.reason}
+        case Pause():
+            fields = {"type": "pause", "address": message.address.hex()}
+        case Resume():
+            fields = {"type": "resume", "address": message.address.hex()}
         case Problem():
             fields = {
                 "type": "problem",
@@ -258,6 +276,10 @@ def decode_from_relay(text: str | bytes) -> FromRelay | None:
             return AddressesResult(held=_addresses(message, "held"), refused=_refused(message))
         case "gone", message:
             return Gone(_hex(message.get("address"), "address"), _text(message, "reason", MAX_NAME))
+        case "pause", message:
+            return Pause(_hex(message.get("address"), "address"))
+        case "resume", message:
+            return Resume(_hex(message.get("address"), "address"))
         case "problem", message:
             return Problem(
                 _text(message, "code", MAX_NAME), _text({"detail": "", **message}, "detail", MAX_DETAIL)

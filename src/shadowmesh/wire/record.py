@@ -27,6 +27,8 @@ JSON = 3
 
 HEADER_SIZE = 4
 MAX_RECORDS = 4096
+MOST_PADDING = 19
+"""Bytes of the longest record that `padding` gives."""
 MAX_PLAINTEXT = 65_600  # one 64 KiB offload packet, its header and padding
 MAX_INFO = 4096
 MAX_IPS = 8

@@ -49,6 +49,8 @@ class Bench:
             SimpleNamespace(
                 pause=lambda via=None: self.told.append(("pause", via)),
                 resume=lambda via=None: self.told.append(("resume", via)),
+                hold=lambda address, via=None: self.told.append(("hold", via)),
+                release=lambda address, via=None: self.told.append(("release", via)),
                 opened=lambda via: self.told.append(("opened", via)),
                 closed=lambda via: self.told.append(("closed", via)),
                 arm=lambda: None,
@@ -86,6 +88,14 @@ def test_a_link_that_is_alone_in_its_network_has_a_name_beside_another_network(e
     bench.one.together = None
     getattr(bench.one, event)()
     assert bench.told == [(event, bench.one), (event, bench.two), (event, None)]
+
+
+@pytest.mark.parametrize("event", ["hold", "release"])
+def test_what_a_relay_has_waiting_is_told_with_the_name_of_its_link(event: str) -> None:
+    bench = Bench()
+    getattr(bench.one, event)(bytes(16))
+    getattr(bench.two, event)(bytes(16), "x")
+    assert bench.told == [(event, bench.one), (event, "x")]
 
 
 def test_what_becomes_of_one_link_of_several_is_between_it_and_the_engine() -> None:

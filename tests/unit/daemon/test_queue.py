@@ -21,7 +21,8 @@ def test_a_packet_is_marked_and_not_the_header_before_it(kind: int, header: byte
     assert queue.pop(0.1) is not None
     found = queue.pop(0.3)
     assert found is not None
-    _, _, marked = found
+    _, _, whole = found
+    marked = whole[record.HEADER_SIZE : -record.MOST_PADDING]
     assert lost == []
     assert marked[: len(header)] == header
     assert marked[len(header) + 1] == 0x03
