@@ -21,6 +21,7 @@ from shadowmesh.daemon.words import another_version, in_words, unauthorized
 from shadowmesh.errors import ControlError
 from shadowmesh.net.client import ConnectFailed, Found, connect
 from shadowmesh.net.proxy import Proxy
+from shadowmesh.net.receivebuffer import ReceiveBuffer
 from shadowmesh.net.sendbuffer import SendBuffer
 from shadowmesh.net.websocket import WebSocket
 from shadowmesh.wire import control, frame
@@ -406,6 +407,7 @@ class _Connection(WebSocket):
         self._since = self._last_heard = self._swept = self._loop.time()
         self._sweep_timer = self._loop.call_later(SWEEP, self._sweep)
         self._buffer = SendBuffer(self.tcp_socket(), self._loop)
+        self._receive_buffer = ReceiveBuffer(self.tcp_socket())
         self._link.on_open(self)
 
     def on_binary(self, data: memoryview) -> None:
@@ -439,9 +441,7 @@ class _Connection(WebSocket):
             case control.Drain():
                 self.drain = message.reconnect_after_ms / 1000
                 self._link.on_drain()
-            case None:
-                pass
-            case _:
+            case _ if message is not None:
                 self.fail("the relay breaks the protocol: a message out of order")
 
     def on_closed(self, code: int | None, reason: str) -> None:
@@ -510,6 +510,7 @@ class _Connection(WebSocket):
                 self.check()
         self._swept = now
         if self.heard:
+            self._receive_buffer.look()
             self._waiting = self._sent  # which of the two came first is not known
             self._asked, self._hurry = None, False
             self._last_heard = now

@@ -94,7 +94,7 @@ class PacketQueue:
     def may_pass(self, body: memoryview, kind: int) -> bool:
         """Whether the record of a packet overtakes nothing of its own connection if it does not wait here."""
         start = offload.HEADER_SIZE if kind == record.OFFLOAD else 0
-        return not self._queue.holds(ip.connection_key(body, start))
+        return not self.batch and not self._queue.holds(ip.connection_key(body, start))
 
     @property
     def passable(self) -> bool:

@@ -48,6 +48,8 @@ _PEAK_OVER = 0.5
 
 _UNSENT: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", None)
 _SO_SNDBUFFORCE, _SO_MEMINFO, _SO_BUF_LOCK = 32, 55, 72  # asm-generic/socket.h
+SEND_LOCK, RECEIVE_LOCK = 1, 2
+"""SOCK_SNDBUF_LOCK, SOCK_RCVBUF_LOCK of linux/socket.h."""
 # bytes_acked, notsent_bytes, min_rtt, bytes_sent, bytes_retrans; rtt: struct tcp_info of linux/tcp.h.
 _info = struct.Struct("=68xI48xQ16xII48xQQ")
 _meminfo = struct.Struct("=20xI12x")
@@ -154,6 +156,15 @@ class Bound:
         return True
 
 
+def unlock(connection: socket.socket, which: int) -> None:
+    """Leave the size of the send or the receive buffer to the system again.
+
+    Raises OSError where it cannot be left to it (Linux before 5.14), so call this before setting one, too.
+    """
+    locks = connection.getsockopt(socket.SOL_SOCKET, _SO_BUF_LOCK)
+    connection.setsockopt(socket.SOL_SOCKET, _SO_BUF_LOCK, locks & ~which)
+
+
 class SendBuffer:
     """Keeps one TCP socket's send buffer as `Bound` says. Does nothing where the system has no such thing.
 
@@ -237,7 +248,7 @@ class SendBuffer:
             self._unlock()
 
     def _unlock(self) -> None:
-        self._connection.setsockopt(socket.SOL_SOCKET, _SO_BUF_LOCK, 0)
+        unlock(self._connection, SEND_LOCK)
 
     def _set(self, size: int) -> bool:
         """Set the send buffer; False if the system allows no such one (net.core.wmem_max)."""
