@@ -345,12 +345,14 @@ class Engine:
         start = at + _HEADER
         if end - start >= LONE or at - base <= BULK:
             return False
-        batch = plain[base:at]
         own = ip.connection_key(plain, start + (_VNET if kind == record.OFFLOAD else 0))
-        return all(
-            ip.connection_key(batch, begin + (_VNET if each == record.OFFLOAD else 0)) != own
-            for each, begin, _ in record.split(batch, at - base)
-        )
+        while base < at:
+            (word,) = record.header.unpack_from(plain, base)
+            base += _HEADER
+            if ip.connection_key(plain, base + (_VNET if word >> 24 == record.OFFLOAD else 0)) == own:
+                return False
+            base += word & 0xFFFFFF
+        return True
 
     def _send_before(self, flow: Flow, base: int, at: int, now: float) -> None:
         """Send plain[base:at] while a packet has already been read behind it, where the padding goes."""

@@ -84,6 +84,8 @@ class Holds:
         now, more = self._loop.time(), False
         for key, queue in list(self.queues.items()):
             self._drain(queue, now, TURN)
+            if queue.link is not None and queue.link.waits:
+                self._drain(queue.link, now, inf)  # a slow one, which has a queue of its own
             if queue.open and not queue:
                 del self.queues[key]
             else:

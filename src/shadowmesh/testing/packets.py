@@ -48,9 +48,9 @@ def tcp_packet(
     return ip_packet(source, destination, TCP, header + options + payload)
 
 
-def udp_packet(source: str, destination: str, payload: bytes = b"") -> bytes:
-    """A finished UDP datagram between the ports 40000 and 53."""
-    header = struct.pack(">HHHH", 40000, 53, 8 + len(payload), 0)
+def udp_packet(source: str, destination: str, payload: bytes = b"", port: int = 40000) -> bytes:
+    """A finished UDP datagram from this port to port 53."""
+    header = struct.pack(">HHHH", port, 53, 8 + len(payload), 0)
     return ip_packet(source, destination, UDP, header + payload)
 
 

@@ -159,6 +159,19 @@ def test_the_relay_is_listened_to_between_turns(net: Net, monkeypatch: pytest.Mo
     net.run()
     assert len(b.taken()) == 2
     assert held(a) == 4
+    a.engine.release(address(b))
+    net.run()
+    assert len(b.taken()) == 4
+
+
+def test_the_room_of_one_is_not_that_of_another(net: Net) -> None:
+    a, b, c = net.stations
+    for station in (b, c):
+        a.engine.hold(address(station))
+    a.engine.release(address(c))
+    a.give(bulk(a, b), bulk(a, c))
+    net.run()
+    assert (b.taken(), c.taken()) == ([], [bulk(a, c)])
 
 
 def test_addresses_with_a_queue_are_bounded(net: Net) -> None:
