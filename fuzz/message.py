@@ -352,7 +352,7 @@ class Victim(Node):
         )
         self.mesh = Mesh(self.context)
 
-    def deliver(self, kind: int, buffer: memoryview, start: int, end: int) -> None:
+    def deliver(self, kind: int, buffer: memoryview, start: int, end: int, packets: int = 1) -> None:
         """A packet for the host: may whoever said it say it?"""
         body = bytes(buffer[start:end])
         at = offload.HEADER_SIZE if kind == record.OFFLOAD else 0

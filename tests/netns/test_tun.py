@@ -27,7 +27,8 @@ from shadowmesh.testing.packets import is_valid, tcp_packet, udp_packet, unfinis
 from shadowmesh.tun import linux
 from shadowmesh.tun.base import MAX_RECORD, TunDevice
 from shadowmesh.tun.linux import open_tun
-from shadowmesh.wire import ip, offload
+from shadowmesh.wire import ip, offload, record
+from shadowmesh.wire.coalesce import coalesce
 from shadowmesh.wire.ip import Bytes, Unreachable
 
 pytestmark = pytest.mark.netns
@@ -286,8 +287,8 @@ ERRORS = [(Unreachable.NO_ROUTE, errno.ENETUNREACH), (Unreachable.HELD_BACK, err
 def answer(device: TunDevice, kind: Unreachable, mtu: int = 0) -> None:
     """As the daemon: an ICMP error about everything the device gives."""
     select.select([device.fileno()], [], [], 0.05)
-    for record in read_all(device):
-        error = ip.unreachable(record[10:], kind, mtu=mtu)
+    for given in read_all(device):
+        error = ip.unreachable(given[10:], kind, mtu=mtu)
         if error is not None:
             assert device.write_packet(error)
 
@@ -463,6 +464,49 @@ def test_segmentation_is_the_kernels() -> None:
             packets.sendto(record, ("mesh0", 0x0800 if record[10] >> 4 == 4 else 0x86DD))
             expected = offload.segment(memoryview(record))
             assert [given[10:] for given in read_all(device)] == expected, bytes(record[:80]).hex()
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+@pytest.mark.parametrize(
+    ("sizes", "writes"),
+    [
+        ([1] * 50, 1),
+        ([100] * 100, 2),
+        ([1200] * 40 + [7], 1),
+        ([100, 200, 300] * 10, 30),
+        ([100] * 9 + [60] * 8 + [0] * 3 + [1352] * 5, 6),  # 60 ends the hundreds
+        ([0] * 9, 9),
+    ],
+)
+def test_datagrams_joined_for_the_kernel_arrive_as_they_were_sent(
+    family: socket.AddressFamily, sizes: list[int], writes: int
+) -> None:
+    chosen = random.Random(6)
+    payloads = [chosen.randbytes(size) for size in sizes]
+    to = str(OTHER[family == socket.AF_INET6].ip), 9
+    with contextlib.ExitStack() as stack:
+        a = stack.enter_context(contextlib.closing(open_tun("mesh0", OWN, 1400)))
+        near = stack.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+        with own_namespace():
+            b = stack.enter_context(contextlib.closing(open_tun("mesh0", OTHER, 1400)))
+            far = stack.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+        far.bind(to)
+        far.setblocking(False)
+        for payload in payloads:
+            near.sendto(payload, to)
+        plain = bytearray()
+        for given in read_all(a):
+            assert offload.from_tun(memoryview(bytearray(given))) == record.OFFLOAD
+            plain += record.pack(record.OFFLOAD, given)
+        whole = memoryview(plain)
+        left, _ = coalesce(whole, record.split(whole, len(plain)))
+        assert len(left) == writes
+        for _, start, end in left:
+            offload.sanitize(whole[start:end])
+            assert b.write(whole[start:end])
+        assert [far.recv(2000) for _ in payloads] == payloads
+        with pytest.raises(BlockingIOError):
+            far.recv(2000)
 
 
 def random_record(chosen: random.Random) -> bytearray:

@@ -34,10 +34,14 @@ class Output(Protocol):
         via: the link to send it by; None: all there are.
         """
 
-    def deliver(self, kind: int, buffer: memoryview, start: int, end: int) -> None:
+    coalesces: bool
+    """Whether UDP packets are to be joined before `deliver` (`wire.coalesce`)."""
+
+    def deliver(self, kind: int, buffer: memoryview, start: int, end: int, packets: int = 1) -> None:
         """A packet for this host: the body of a record of kind PACKET or OFFLOAD, in buffer[start:end].
 
-        Valid during the call only. The 10 bytes before `start` may be overwritten.
+        Valid during the call only. The 10 bytes before `start` may be overwritten. packets: how many it was
+        made of.
         """
 
     def unreachable(self, kind: int, body: bytes) -> None:

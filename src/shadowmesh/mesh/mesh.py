@@ -26,6 +26,7 @@ from shadowmesh.mesh.peer import (
 from shadowmesh.mesh.routes import MAX_FLOWS, Routes, within
 from shadowmesh.mesh.trust import Verdict
 from shadowmesh.wire import ip, message, offload, record
+from shadowmesh.wire.coalesce import MIN_COUNT, coalesce
 from shadowmesh.wire.record import Bye, Conflict, Info, Probe
 
 KEEPALIVE_AFTER = 10.0  # seconds since a packet came and nothing was sent
@@ -109,10 +110,9 @@ class Mesh:
             self.context.drops["held_back"] += 1
             return False
         attempt = self.handshakes.attempt(flow.source, flow.destination, now)
-        if attempt is None:
-            return False
-        self.handshakes.enqueue(attempt, kind, body, now)
-        return True
+        if attempt is not None:
+            self.handshakes.enqueue(attempt, kind, body, now)
+        return attempt is not None
 
     def _is_held(self, address: bytes, now: float) -> bool:
         held = self._held.get(address)
@@ -257,7 +257,7 @@ class Mesh:
 
     def _on_sealed(self, session: Session, source: bytes, data: memoryview, now: float, via: object) -> None:
         drops = self.context.drops
-        plain = self._plain
+        plain, whole = self._plain, self._whole
         if now >= session.expires:
             drops["expired"] += 1
             return
@@ -278,9 +278,10 @@ class Mesh:
             self._new_source(session, source, now)
         if self._held:
             self._held.pop(source, None)
-
-        whole = self._whole
-        accepted = session.accepted
+        accepted, output = session.accepted, self.context.output
+        joined: dict[int, int] = {}
+        if len(records) >= MIN_COUNT and output.coalesces:
+            records, joined = coalesce(plain, records)
         counts = probing = False
         for kind, start, end in records:
             if kind == record.PACKET:
@@ -299,7 +300,7 @@ class Mesh:
                 continue
             counts = True
             if key in accepted or self._accept(session, key):
-                self.context.output.deliver(kind, whole, start + _HEADROOM, end + _HEADROOM)
+                output.deliver(kind, whole, start + _HEADROOM, end + _HEADROOM, joined.get(start, 1))
         if probing:
             return  # that says nothing of the way that packets take
         peer.awaiting = 0.0
@@ -318,8 +319,7 @@ class Mesh:
 
     def _accept(self, session: Session, key: bytes) -> bool:
         """Cryptokey routing: is the source this peer's, and the destination ours?"""
-        half = len(key) // 2
-        source, destination = key[:half], key[half:]
+        source, destination = key[: len(key) // 2], key[len(key) // 2 :]
         if not key:
             self.context.drops["bad_packet"] += 1
         elif source not in session.verified and not self._routes.leads_to(session.peer, source):

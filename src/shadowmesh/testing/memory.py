@@ -269,7 +269,9 @@ class Node:
             if via is None or relay is via:
                 self.world.transmit(Frame(self.world.now, self, destination, source, message, relay))
 
-    def deliver(self, kind: int, buffer: memoryview, start: int, end: int) -> None:
+    coalesces = False
+
+    def deliver(self, kind: int, buffer: memoryview, start: int, end: int, packets: int = 1) -> None:
         """See mesh.context.Output."""
         if kind == record.OFFLOAD:
             start += offload.HEADER_SIZE

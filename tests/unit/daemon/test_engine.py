@@ -81,6 +81,24 @@ def test_one_wake_up_is_one_message(net: Net) -> None:
     assert (a.engine.packets_out, b.engine.packets_in) == (50, 50)
 
 
+@pytest.mark.parametrize("plain", [(), ("b",)])
+def test_datagrams_of_one_burst_are_one_write_where_the_device_can_cut(plain: tuple[str, ...]) -> None:
+    net = Net("a", "b", plain=plain)
+    net.meet()
+    a, b = net.stations
+    records = [bytes(unfinished(udp_packet(a.ip, b.ip, bytes([number]) * 100))) for number in range(20)]
+    a.give(*records)
+    net.run()
+    taken = b.taken()
+    assert len(taken) == (20 if plain else 1)
+    cut = [packet for each in taken for packet in offload.segment(memoryview(each))]
+    assert [packet[20:] for packet in cut] == [
+        packet[20:] for each in records for packet in offload.segment(memoryview(each))
+    ]
+    assert (a.engine.packets_out, b.engine.packets_in) == (20, 20)
+    net.close()
+
+
 def test_a_wake_up_has_an_end(net: Net) -> None:
     a, b, _ = net.stations
     records = [datagram(a, b, number) for number in range(MAX_READS + 2)]
