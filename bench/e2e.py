@@ -18,6 +18,7 @@ from bench.arguments import DOCS, at_least_one, parsed, some_of
 from bench.measures import MEASURES, Bench, Effort, Numbers
 from bench.memory import relay_memory
 from bench.results import OWN, Results
+from bench.start import start_times
 from bench.subjects import SUBJECTS, Subject
 from shadowmesh.testing import netlab
 from shadowmesh.testing.netlab import Lab
@@ -90,6 +91,7 @@ class Run:
         if subject.name == OWN and MEMORY in measures:
             with self._survived(f"{where} {MEMORY}"):
                 self._keep(subject, f"{where} {MEMORY}", relay_memory(self._effort.connections))
+                self._keep(subject, f"{where} start", start_times())
 
     def _keep(self, subject: Subject, where: str, numbers: Numbers) -> None:
         self._results.add(subject.name, numbers)

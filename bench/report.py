@@ -71,7 +71,7 @@ def _memory_table(results: Results) -> str:
         [f"{metric.title}, {metric.unit}", cell(results.spread(OWN, name), metric)]
         for name, metric in MEMORY.items()
     ]
-    return table(["memory", "ShadowMesh"], [row for row in rows if row[1]])
+    return table(["memory and start", "ShadowMesh"], [row for row in rows if row[1]])
 
 
 def verdicts(results: Results) -> str:

@@ -40,6 +40,8 @@ MEMORY = {
     "start": Metric("relay, at start", "MB", 1, more_is_better=False),
     "idle": Metric("relay, each idle connection", "KB", 1, more_is_better=False),
     "used": Metric("relay, each connection after 64 KiB frames", "KB", 1, more_is_better=False),
+    "relay ready": Metric("relay, start to ready", "s", 2, more_is_better=False),
+    "daemon ready": Metric("daemon, start to connected", "s", 2, more_is_better=False),
 }
 
 
@@ -60,8 +62,11 @@ MARKS = (
     Mark("tcp1", "wireguard", 8.0, True, "TCP, 1 stream, against wireguard-go"),
     Mark("udp1200", "nebula", 1.5, True, "UDP of 1200 bytes, against nebula"),
     Mark("ping", "nebula", 1.6, False, "idle ping median, against nebula"),
+    Mark("start", None, 60.0, False, "relay memory at start, MB", "memory"),
     Mark("idle", None, 25.0, False, "relay memory, KB for each idle connection", "memory"),
     Mark("used", None, 160.0, False, "relay memory, KB for each connection after 64 KiB frames", "memory"),
+    Mark("relay ready", None, 0.6, False, "start of the relay to ready, s", "memory"),
+    Mark("daemon ready", None, 0.6, False, "start of the daemon to connected, s", "memory"),
     Mark("rss daemon in A", None, 90.0, False, "memory of the daemon in A, MB", "rss"),
     Mark("rss daemon in B", None, 90.0, False, "memory of the daemon in B, MB", "rss"),
 )

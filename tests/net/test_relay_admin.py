@@ -187,3 +187,22 @@ def test_metrics_can_be_off() -> None:
         assert relay.metrics is None
 
     play(scenario, metrics_enabled=False)
+
+
+REQUESTS = {
+    ("GET", "/health/"): 200,
+    ("HEAD", "/health"): 200,
+    ("GET", "/metrics"): 404,
+    ("GET", "/health/x"): 404,
+    ("POST", "/health"): 405,
+}
+
+
+def test_other_paths_and_methods_are_refused() -> None:
+    async def scenario(relay: Relay, http: httpx.AsyncClient) -> None:
+        url = f"http://127.0.0.1:{relay.health.port}"
+        answers = [(await http.request(method, url + path)) for method, path in REQUESTS]
+        assert [answer.status_code for answer in answers] == list(REQUESTS.values())
+        assert answers[-1].headers["allow"] == "GET, HEAD"
+
+    play(scenario)

@@ -101,6 +101,7 @@ def values_of(
 def test_every_measure_of_shadowmesh_gives_its_numbers(tmp_path: Path) -> None:
     values = run(tmp_path, ["shadowmesh"], [*MEASURED, "memory"])["shadowmesh"]
     numbers = {"tcp1", "tcp8", "tcpr", "cpu", "udp1200", "udp100", "ping", "loaded", "idle", "used"}
+    numbers |= {"start", "relay ready", "daemon ready"}
     for name in numbers | ({"wrk"} & set(MEASURED)):
         assert values[name][0] > 0, name
     for program in ("relay in R", "daemon in A", "daemon in B"):

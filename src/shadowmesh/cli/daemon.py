@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 from shadowmesh.cli.arguments import configuration_file, end_with_mistakes
@@ -18,6 +19,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run the daemon. Exit status 2 for a configuration that cannot be used, 1 for what stops a start."""
     file = configuration_file(*PROGRAM, argv, required=True)
     assert file is not None
+    gc.disable()  # until `lean.started`
 
     from shadowmesh.config.loader import load_client_config
 

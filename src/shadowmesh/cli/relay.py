@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -25,6 +26,7 @@ def main(argv: list[str] | None = None) -> None:
     _heed_early_signals()
     file = configuration_file(*PROGRAM, argv, required=False)
 
+    gc.disable()  # until `lean.started`
     # Only now what takes time to import: --help and --version answer at once.
     from shadowmesh.config import load_relay_config
 

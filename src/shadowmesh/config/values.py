@@ -18,7 +18,11 @@ class Model(BaseModel):
     """Base of the configuration models: frozen, no unknown keys, no values in error texts."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", hide_input_in_errors=True, arbitrary_types_allowed=True
+        defer_build=True,  # a program builds only the model of its own file
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        arbitrary_types_allowed=True,
     )
 
     def cautions(self) -> list[tuple[Path, str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
-import gc
 import os
 import secrets
 import signal
@@ -18,7 +17,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, cast
 
-from shadowmesh import __version__, onefile
+from shadowmesh import __version__, lean, onefile
 from shadowmesh.config.client import ClientConfig
 from shadowmesh.config.client_reload import changed, merged, needs_restart
 from shadowmesh.config.loader import load_client_config
@@ -133,8 +132,6 @@ class Daemon:
             api = await serve_api(self._control, self._config.daemon)
             try:
                 self._log_start()
-                gc.collect()
-                gc.freeze()  # what lives from here to the end need not be looked at again
                 await self._serve()
             finally:
                 await api.close()
@@ -148,6 +145,7 @@ class Daemon:
         systemd hears that the start is done before there is a relay: a boot must not wait for the network.
         """
         self._notifier.ready(self._status_line())
+        lean.started()
         tasks = [
             asyncio.create_task(self._notifier.feed_watchdog(), name="watchdog"),
             asyncio.create_task(self._tell_status(), name="status"),

@@ -15,11 +15,15 @@ from collections.abc import Iterator
 from time import monotonic
 from typing import cast
 
-import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from shadowmesh import lean
 from shadowmesh.net.listen import listen
+
+with lean.bare("uvicorn", Config="uvicorn.config"):  # without its command line and supervisors
+    from uvicorn.config import Config
+    from uvicorn.protocols.http.h11_impl import H11Protocol
+    from uvicorn.server import Server
 
 MAX_HEADER_BYTES = 16 * 1024
 MAX_CONNECTIONS = 64
@@ -55,7 +59,7 @@ async def serve_http(app: ASGIApp, host: str | None, port: int, what: str) -> Ht
     """
     listener = listen(host, port, what)
     server = _Server(
-        uvicorn.Config(
+        Config(
             app,
             http=_Protocol,
             ws="none",
@@ -77,7 +81,7 @@ async def serve_http(app: ASGIApp, host: str | None, port: int, what: str) -> Ht
     return HttpServer(server, task, listener.getsockname()[1])
 
 
-class _Server(uvicorn.Server):
+class _Server(Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals belong to the program, not to one of its servers."""

@@ -22,11 +22,13 @@ import time
 from collections.abc import MutableMapping
 from typing import Any, Literal, TextIO, cast
 
-import structlog
-from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
-
+from shadowmesh import lean
 from shadowmesh.errors import ConfigError, StartError, TunError
 from shadowmesh.ratelimit import TokenBucket
+
+with lean.without("rich"):  # it would show exceptions with the values of local variables
+    import structlog
+    from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
 Style = Literal["auto", "console", "json"]
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
-from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from shadowmesh import __version__
 
 if TYPE_CHECKING:
+    from shadowmesh.observe.metrics import Exposition
     from shadowmesh.relay.server import Server
 
 LAGGING = 1.0
@@ -48,7 +50,7 @@ def readiness(server: Server, now: float) -> str:
     return "full" if server.admission.full else "ready"
 
 
-def health_app(server: Server) -> Starlette:
+def health_app(server: Server) -> ASGIApp:
     """GET /health (and /), /ready and /status: the guide's JSON; 503 says what a probe must know."""
 
     def answer(word: str, now: float, code: int, more: dict[str, Any]) -> Response:
@@ -89,26 +91,42 @@ def health_app(server: Server) -> Starlette:
         }
         return answer(health(server, now), now, 200, more)
 
-    return Starlette(
-        routes=[
-            Route("/", on_health),
-            Route("/health", on_health),
-            Route("/ready", on_ready),
-            Route("/status", on_status),
-        ]
-    )
+    return _app({"": on_health, "/health": on_health, "/ready": on_ready, "/status": on_status})
 
 
-def metrics_app(server: Server) -> Starlette:
+def metrics_app(server: Server) -> ASGIApp:
     """GET /metrics for Prometheus."""
-    # prometheus_client takes 30 ms to import: only where metrics are wanted.
+    made: list[Exposition] = []
+
+    async def metrics(request: Request) -> Response:
+        if not made:
+            # It takes 30 ms to import, which a start can do without and clients need not wait for.
+            made.append(await asyncio.to_thread(_exposition, server))
+        body, content_type = made[0].render(request.headers.get("accept", ""))
+        return Response(body, headers={"Content-Type": content_type})
+
+    return _app({"/metrics": metrics})
+
+
+def _exposition(server: Server) -> Exposition:
     from shadowmesh.observe.metrics import Exposition
     from shadowmesh.relay.metrics import collect
 
-    exposition = Exposition(lambda: collect(server, time.monotonic()))
+    return Exposition(lambda: collect(server, time.monotonic()))
 
-    async def metrics(request: Request) -> Response:
-        body, content_type = exposition.render(request.headers.get("accept", ""))
-        return Response(body, headers={"Content-Type": content_type})
 
-    return Starlette(routes=[Route("/metrics", metrics)])
+def _app(pages: dict[str, Callable[[Request], Awaitable[Response]]]) -> ASGIApp:
+    """An application of pages to read, by their paths, which may end in a slash."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope)
+        page = pages.get(scope["path"].rstrip("/"))
+        if page is None:
+            response = Response("Not Found", 404, media_type="text/plain")
+        elif request.method not in ("GET", "HEAD"):
+            response = Response("Method Not Allowed", 405, {"Allow": "GET, HEAD"}, "text/plain")
+        else:
+            response = await page(request)
+        await response(scope, receive, send)
+
+    return app

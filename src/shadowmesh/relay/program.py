@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import faulthandler
-import gc
 import os
 import resource
 import signal
 import sys
 from typing import TYPE_CHECKING, cast
 
-from shadowmesh import __version__, onefile
+from shadowmesh import __version__, lean, onefile
 from shadowmesh.config.loader import DEFAULT_RELAY_PATH, load_relay_config
 from shadowmesh.config.reload import changed, merged, needs_restart
 from shadowmesh.config.values import LEVELS
@@ -70,12 +69,10 @@ class _Program:
         loop.add_signal_handler(signal.SIGHUP, self._hangup.set)
         files = _raise_file_limit()
         self._relay = await start(self._config)
-        # What exists now stays: the collector need not look at it again.
-        gc.collect()
-        gc.freeze()
         self._say_ready()
         self._check_files(files)
         self._notifier.ready(self._status())
+        lean.started()
         reloading = asyncio.create_task(self._reload_on_hangup(files), name="reload")
         telling = asyncio.create_task(self._tell_status(), name="status")
         feeding = asyncio.create_task(self._notifier.feed_watchdog(), name="watchdog")

@@ -12,9 +12,12 @@ from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network, ip
 from pathlib import Path
 from typing import Any
 
-from pyroute2 import IPRoute, NetlinkError
-
+from shadowmesh import lean
 from shadowmesh.errors import TunError
+
+with lean.bare("pyroute2"):  # without its database and the protocols of nftables, WireGuard, WLAN, ...
+    from pyroute2.iproute.linux import IPRoute
+    from pyroute2.netlink.exceptions import NetlinkError
 
 Interface = IPv4Interface | IPv6Interface
 Network = IPv4Network | IPv6Network

@@ -47,11 +47,15 @@ def test_only_what_was_asked_for_is_judged() -> None:
 
 def test_what_was_asked_for_but_gave_no_number_is_missed() -> None:
     found = results(("memory", "rss"))
-    found.add("shadowmesh", {"idle": 25.0, "rss daemon in A": 90.0, "rss daemon in B": 90.1})
+    found.add("shadowmesh", {"start": 55.0, "idle": 25.0, "rss daemon in A": 90.0, "rss daemon in B": 90.1})
+    found.add("shadowmesh", {"relay ready": 0.6, "daemon ready": 0.61})
     assert [(verdict.value, verdict.met) for verdict in found.verdicts()] == [
+        (55.0, True),
         (25.0, True),
         (None, False),
+        (0.6, True),
+        (0.61, False),
         (90.0, True),
         (90.1, False),
     ]
-    assert "no number (mark ≤ 160)" in str(found.verdicts()[1])
+    assert "no number (mark ≤ 160)" in str(found.verdicts()[2])

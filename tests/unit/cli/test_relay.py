@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -21,10 +22,11 @@ from shadowmesh.relay import program
 
 @pytest.fixture(autouse=True)
 def handlers() -> Iterator[None]:
-    """Leave the signals as they were."""
+    """Leave the signals and the garbage collection as they were."""
     numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
     before = [signal.getsignal(number) for number in numbers]
     yield
+    gc.enable()
     for number, handler in zip(numbers, before, strict=True):
         signal.signal(number, handler)
 
