@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from typing import NoReturn, cast
 
@@ -21,13 +22,29 @@ def configuration_file(
     """
     _open_standard_streams()
     parser = parser_of(program, description, file, required=required)
-    arguments = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    if words and not os.path.lexists(words[0]):
+        _refuse_command(parser, words[0])
+    arguments = parser.parse_args(words)
     given: list[str] = [one for one in (arguments.file, arguments.config) if one is not None]
     if len(given) > 1:
         parser.error("two configuration files are given; one belongs here")
     if required and not given:
         parser.error("no configuration file is given")
     return given[0] if given else None
+
+
+def _refuse_command(parser: argparse.ArgumentParser, word: str) -> None:
+    """Say how it is written, where a command stands in the place of the file."""
+    if word in ("version", "help"):
+        parser.error(f"there is no file {word}; write --{word}")
+    if re.fullmatch("[a-z]+(-[a-z]+)?", word):
+        import click
+
+        from shadowmesh.cli.ctl import cli
+
+        if cli.get_command(click.Context(cli), word) is not None:
+            parser.error(f"there is no file {word}; for the command write: shadowmesh {word}")
 
 
 def parser_of(program: str, description: str, file: str, *, required: bool) -> argparse.ArgumentParser:

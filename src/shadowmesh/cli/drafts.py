@@ -17,12 +17,14 @@ from typing import Any
 import click
 
 from shadowmesh.cli import newfile
-from shadowmesh.config import IPInterface, load_client_config, parse_client_config
+from shadowmesh.config import ClientConfig, IPInterface, load_client_config, parse_client_config
 from shadowmesh.config.secret import network_key_in
-from shadowmesh.config.values import label
+from shadowmesh.config.values import label, shown
 from shadowmesh.crypto.keys import NetworkKeys
 from shadowmesh.errors import StartError
 
+FILE = click.Path(readable=False)  # whoever opens it has better words, sudo among them
+UNITS = tuple(f"{there}/systemd/system" for there in ("/etc", "/usr/local/lib", "/usr/lib", "/lib"))
 _MOST_OF_SECRET = 8192  # characters; an invitation that is broken into lines is the longest
 
 
@@ -42,6 +44,17 @@ class Parsed(click.ParamType[Any]):
         return parsed if self._typed else value
 
 
+def device_name(value: object) -> str:
+    """A label by which other devices can find this one."""
+    name = label(value)
+    if NetworkKeys(bytes(32)).name_address(name) is None:  # as it is with every key
+        raise ValueError(
+            f"nobody could find a device by the name {shown(name)}; write letters, digits and . _ - between "
+            "them"
+        )
+    return name
+
+
 def path_of(path: str) -> Callable[..., Any]:
     """The options about the file that a command writes; `path` is the default."""
 
@@ -50,9 +63,7 @@ def path_of(path: str) -> Callable[..., Any]:
             click.option(
                 "--force", is_flag=True, help="Replace a file that is there; it is kept as FILE.bak."
             ),
-            click.option(
-                "--output", "-o", default=path, show_default=True, type=click.Path(), help="The file."
-            ),
+            click.option("--output", "-o", default=path, show_default=True, type=FILE, help="The file."),
         ):
             command = option(command)
         return command
@@ -68,22 +79,34 @@ def interactive() -> bool:
 def host_label() -> str | None:
     """This machine's name, if it does as that of a device."""
     with suppress(ValueError):
-        return label(socket.gethostname().partition(".")[0].lower())
+        return device_name(socket.gethostname().partition(".")[0].lower())
     return None
 
 
 def secret_in(path: str, what: str) -> str:
     """What a file holds, or standard input for `-`: one secret, without the white space around it."""
+    where = "standard input" if path == "-" else path
     try:
         with click.open_file(path, encoding="latin-1") as file:
             text: str = file.read(_MOST_OF_SECRET + 1).strip()
     except OSError as error:
-        raise StartError(f"{path}: {error.strerror}") from None
+        raise StartError(f"{where}: {error.strerror}") from None
     if len(text) > _MOST_OF_SECRET:
-        raise StartError(f"{path}: too large; {what} belongs there and nothing else")
+        raise StartError(f"{where}: too large; {what} belongs there and nothing else")
     if not text:
-        raise StartError(f"{'standard input' if path == '-' else path} is empty; {what} belongs there")
+        raise StartError(f"{where} is empty; {what} belongs there")
     return text
+
+
+def own_configuration(config: str) -> ClientConfig:
+    """This device's; the key that the unit shows to its service lies beside it. Raises ConfigError."""
+    given = os.environ.get("CREDENTIALS_DIRECTORY")
+    os.environ["CREDENTIALS_DIRECTORY"] = given or os.path.dirname(os.path.realpath(config))
+    try:
+        return load_client_config(config).config
+    finally:
+        if given is None:
+            del os.environ["CREDENTIALS_DIRECTORY"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +139,7 @@ class Client:
         if self.api_key is not None:
             relay["api_key"] = self.api_key
         return yaml_text(
-            "# ShadowMesh client. All keys: docs/configuration.md. Check: shadowmesh check-config FILE\n",
+            "# ShadowMesh client. All keys: man shadowmesh.yaml. Check: shadowmesh check-config FILE\n",
             {
                 "daemon": {"listen_address": self.listen_address, "log_level": "info"},
                 "network": network,
@@ -206,16 +229,26 @@ def say_commands(what: str, commands: Sequence[str]) -> None:
 
 def say_start(service: str, command: str, is_service: bool, replaced: bool) -> None:
     """How a program of ours is started that has a configuration now."""
+    if shutil.which(service) is None and not os.path.exists(_beside(service)):
+        click.echo(f"{service} is not on this machine: install it first.")
     say_commands("Start it with", [f"{command}    # in this terminal"])
     if is_service:
+        unit = any(os.path.exists(os.path.join(directory, f"{service}.service")) for directory in UNITS)
         how = "restart" if replaced else "enable --now"
-        say_commands("or as a service", [f"sudo systemctl {how} {service}"])
+        say_commands(
+            "or as a service" + ("" if unit else f", when {service}.service is installed"),
+            [f"sudo systemctl {how} {service}"],
+        )
 
 
 def program(name: str) -> str:
     """How a program of ours is called here: by its name, or where it is not in PATH, beside this one."""
-    beside = os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), name)
+    beside = _beside(name)
     return shlex.quote(beside) if shutil.which(name) is None and os.path.exists(beside) else name
+
+
+def _beside(name: str) -> str:
+    return os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), name)
 
 
 def _has(path: str, key: bytes) -> bool:

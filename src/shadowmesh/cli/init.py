@@ -6,6 +6,7 @@ import os
 import secrets
 import shlex
 from collections.abc import Sequence
+from contextlib import suppress
 from ipaddress import ip_network
 from typing import Any
 
@@ -13,10 +14,13 @@ import click
 
 from shadowmesh.cli import inventory, newfile
 from shadowmesh.cli.drafts import (
+    FILE,
     Client,
     Parsed,
+    device_name,
     host_label,
     interactive,
+    own_configuration,
     path_of,
     program,
     say_commands,
@@ -30,9 +34,10 @@ from shadowmesh.config import IPInterface, IPNetwork, load_relay_config, parse_r
 from shadowmesh.config.address import bind_ip, host_port, overlay_interface, prefix, relay_url
 from shadowmesh.config.secret import network_key, network_key_in, relay_key
 from shadowmesh.config.values import absolute, hex32, label, whole
-from shadowmesh.errors import StartError
+from shadowmesh.errors import ConfigError, StartError
 
-NAME = Parsed("NAME", label)
+NAME = Parsed("NAME", device_name)
+_SERVER_NAME = Parsed("NAME", label)
 RELAY = Parsed("URL", relay_url)
 IP = Parsed("IP/PREFIX", overlay_interface, typed=True)
 _NETWORK = Parsed("CIDR", prefix, typed=True)
@@ -41,6 +46,7 @@ _ADDRESS = Parsed("IP", bind_ip)
 _NETWORK_ID = Parsed("HEX", hex32)
 _PATH = Parsed("FILE", absolute("/etc/shadowmesh/ca.pem"))
 DEFAULT_NETWORK = ip_network("10.10.10.0/24")
+_MOST_RELAYS = 4
 
 
 @click.group()
@@ -52,8 +58,8 @@ def init() -> None:
 
 
 @init.command()
-@click.option("--name", type=NAME, help="Shown to clients. Default: this host's name.")
-@click.option("--region", type=NAME, help="Label of the metrics, such as eu-west-1.")
+@click.option("--name", type=_SERVER_NAME, help="Shown to clients. Default: this host's name.")
+@click.option("--region", type=_SERVER_NAME, help="Label of the metrics, such as eu-west-1.")
 @click.option("--port", type=_PORT, default=9545, show_default=True, help="Of the WebSocket.")
 @click.option("--tls-cert", type=_PATH, help="PEM: certificate and chain; wss:// instead of ws://.")
 @click.option("--tls-key", type=_PATH, help="PEM: the certificate's private key.")
@@ -93,8 +99,8 @@ def relay(
         raise click.UsageError(_missing(["--region NAME"]))
     if name is None:
         name = host_label() or "relay"
-        name = _ask("Name of this relay", NAME, name) if interactive() else name
-    region = region or _ask("Region, a label of the metrics", NAME, "default")
+        name = _ask("Name of this relay", _SERVER_NAME, name) if interactive() else name
+    region = region or _ask("Region, a label of the metrics", _SERVER_NAME, "default")
     sections: dict[str, object] = {
         "region": region,
         "server_name": name,
@@ -111,7 +117,7 @@ def relay(
         sections["tls"] = {"cert_file": tls_cert, "key_file": tls_key}
     if networks:
         sections["allowed_networks"] = list(networks)
-    head = "# ShadowMesh relay. All keys: docs/configuration.md. Check: shadowmesh check-config FILE\n\n"
+    head = "# ShadowMesh relay. All keys: man shadowmesh.yaml. Check: shadowmesh check-config FILE\n\n"
     text = yaml_text(head, sections)
     parse_relay_config(text.encode(), output)
     # Nothing in it is secret, and the service runs as another user.
@@ -145,11 +151,9 @@ def relay(
 @click.option(
     "--ip", "ips", type=IP, multiple=True, help="Overlay IP with prefix length, in place of --network."
 )
-@click.option("--taken", type=click.Path(), help="File with the IPs of other devices: a line `IP NAME` each.")
-@click.option("--key-file", type=click.Path(), help="Take the network key from there (-: standard input).")
-@click.option(
-    "--api-key-file", type=click.Path(), help="This device's API key for the relay (-: standard input)."
-)
+@click.option("--taken", type=FILE, help="File with the IPs of other devices: a line `IP NAME` each.")
+@click.option("--key-file", type=FILE, help="Take the network key from there (-: standard input).")
+@click.option("--api-key-file", type=FILE, help="This device's API key for the relay (-: standard input).")
 @click.option("--tls-ca-file", type=_PATH, help="PEM of an authority that is trusted beside the system's.")
 @click.option("--mtu", type=Parsed("1280-9000", whole(1280, 9000), typed=True), help="Default: 1400.")
 @click.option("--listen-address", type=Parsed("IP:PORT", host_port), help="Of the local API.")
@@ -172,13 +176,15 @@ def client(
 
     Makes the network key, or takes that of a network that is there (--key-file), and begins the list of
     devices from which `shadowmesh invite` takes the next free IP, client-config.hosts beside the file. Other
-    devices join by an invitation.
+    devices join by an invitation. With --force and the key that was there, the overlay IP stays, too.
     """
     newfile.refuse_existing(output, force)
     if ips and network is not None:
         raise click.UsageError("--ip and --network exclude each other")
     if key_file == api_key_file == "-":
         raise click.UsageError("--key-file and --api-key-file cannot both be standard input")
+    if len(relays) > _MOST_RELAYS:
+        raise click.UsageError(f"--relay is there {len(relays)} times; a device has at most {_MOST_RELAYS}")
     name_here = name or host_label()
     missing = [] if relays else ["--relay URL"]
     missing += [] if name_here else ["--name NAME"]
@@ -191,8 +197,13 @@ def client(
         name = _ask("Name of this device", NAME, name_here) if interactive() else name_here
     assert name is not None
     key = _key(key_file, output)
+    before = _before(output, key)
     devices = _others(output, taken, name)
-    if not ips:
+    for one in before:
+        devices.pop(one.ip, None)
+    if not ips and network is None and before:
+        ips = before
+    elif not ips:
         free = inventory.next_free(network or DEFAULT_NETWORK, devices)
         ips = [_ask("Its overlay IP", IP, str(free)) if interactive() else free]
     for one in ips:
@@ -245,6 +256,16 @@ def _key(key_file: str | None, output: str) -> bytes:
         return network_key_in(key_file).reveal() if key_file else secrets.token_bytes(32)
     except ValueError as error:
         raise StartError(f"the network key: {error}") from None
+
+
+def _before(output: str, key: bytes) -> Sequence[IPInterface]:
+    """This device's overlay IPs by the configuration that is replaced, if that is for the same network."""
+    if not os.path.lexists(output):
+        return ()
+    with suppress(ConfigError):
+        own = own_configuration(output)
+        return own.network.local_ip if own.encryption.key.reveal() == key else ()
+    return ()
 
 
 def _others(output: str, taken: str | None, name: str) -> inventory.Devices:

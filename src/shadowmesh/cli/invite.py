@@ -12,29 +12,24 @@ from ipaddress import ip_interface
 import click
 
 from shadowmesh.cli import inventory
-from shadowmesh.cli.drafts import Client, secret_in
-from shadowmesh.cli.init import IP, NAME
+from shadowmesh.cli.drafts import FILE, Client, Parsed, device_name, own_configuration, secret_in
+from shadowmesh.cli.init import IP
 from shadowmesh.cli.local import CONFIG
 from shadowmesh.cli.newfile import locked
-from shadowmesh.config import ClientConfig, IPInterface, load_client_config
-from shadowmesh.config.values import shown
-from shadowmesh.crypto.keys import NetworkKeys
+from shadowmesh.config import ClientConfig, IPInterface
+from shadowmesh.config.values import label
 from shadowmesh.errors import StartError
 from shadowmesh.invitation import Invitation, encode
 
 
 @click.command()
-@click.argument("name", type=NAME)
-@click.option(
-    "--config", default=CONFIG, show_default=True, type=click.Path(), help="This device's configuration."
-)
+@click.argument("name", type=Parsed("NAME", label))
+@click.option("--config", default=CONFIG, show_default=True, type=FILE, help="This device's configuration.")
 @click.option(
     "--ip", "ips", type=IP, multiple=True, help="Overlay IP with prefix length. Default: the next free."
 )
 @click.option("--again", is_flag=True, help="Once more for a device of the list, with its IP.")
-@click.option(
-    "--api-key-file", type=click.Path(), help="The new device's API key for the relay (-: standard input)."
-)
+@click.option("--api-key-file", type=FILE, help="The new device's API key for the relay (-: standard input).")
 @click.option("--qr/--no-qr", default=None, help="With a QR code. Default: on a terminal.")
 def invite(
     name: str, config: str, ips: Sequence[IPInterface], again: bool, api_key_file: str | None, qr: bool | None
@@ -46,12 +41,12 @@ def invite(
     """
     if again and ips:
         raise click.UsageError("--again and --ip exclude each other")
-    own = _own(config)
-    if not again and NetworkKeys(own.encryption.key.reveal()).name_address(name) is None:
-        raise StartError(
-            f"nobody could find a device by the name {shown(name)}: write letters, digits and . _ - between "
-            "them"
-        )
+    own = own_configuration(config)
+    if not again:  # the list of an older version may hold another name
+        try:
+            device_name(name)
+        except ValueError as error:
+            raise StartError(str(error)) from None
     api_key = secret_in(api_key_file, "the API key") if api_key_file else None
     if api_key is None and own.relay.api_key is not None:
         raise StartError(
@@ -76,7 +71,10 @@ def invite(
             inventory.save(path, devices | {one.ip: name for one in ips})
     click.echo(line)
     if sys.stdout.isatty() if qr is None else qr:
-        _show_qr(line)
+        try:
+            _show_qr(line)
+        except Exception as error:  # the line is printed, and what follows must be said in any case
+            click.echo(f"note: the QR code cannot be drawn: {error}", err=True)
     if own.encryption.next_key is not None:
         click.echo("warning: encryption.next_key is not in it; write it into the new configuration", err=True)
     if own.relay.tls_ca_file is not None:
@@ -86,17 +84,6 @@ def invite(
         "else. On that machine: sudo shadowmesh join",
         err=True,
     )
-
-
-def _own(config: str) -> ClientConfig:
-    """This device's configuration; the key that the unit shows to its service lies beside it."""
-    given = os.environ.get("CREDENTIALS_DIRECTORY")
-    os.environ["CREDENTIALS_DIRECTORY"] = given or os.path.dirname(os.path.realpath(config))
-    try:
-        return load_client_config(config).config
-    finally:
-        if given is None:
-            del os.environ["CREDENTIALS_DIRECTORY"]
 
 
 def _addresses(
@@ -118,6 +105,12 @@ def _addresses(
     if has:
         raise StartError(f"{name} is {has[0]} already; --again makes its invitation once more")
     for one in ips:
+        networks = [own_ip.network for own_ip in own.network.local_ip]
+        if one.network not in networks:
+            raise StartError(
+                f"{one} is in none of this device's networks; write an IP and the prefix length of "
+                f"{' or '.join(map(str, networks))}"
+            )
         if one.ip in devices:
             raise StartError(
                 f"{one.ip} is taken by {devices[one.ip] or 'another device'}; choose another one"

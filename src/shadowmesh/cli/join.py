@@ -5,14 +5,14 @@ from __future__ import annotations
 import click
 
 from shadowmesh.cli import newfile
-from shadowmesh.cli.drafts import Client, Parsed, interactive, path_of, secret_in
+from shadowmesh.cli.drafts import FILE, Client, Parsed, interactive, path_of, secret_in
 from shadowmesh.cli.init import NAME, free_listen_address
 from shadowmesh.config.address import host_port
 from shadowmesh.invitation import SCHEME, decode
 
 
 @click.command()
-@click.argument("file", default="-", type=click.Path())
+@click.argument("file", default="-", type=FILE)
 @click.option("--name", type=NAME, help="Another name than that in the invitation.")
 @click.option("--listen-address", type=Parsed("IP:PORT", host_port), help="Of the local API.")
 @path_of(f"{newfile.DIRECTORY}/{newfile.CLIENT_CONFIG}")

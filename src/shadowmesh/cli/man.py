@@ -1,15 +1,17 @@
 """Manual pages from the definitions: `python -m shadowmesh.cli.man DIRECTORY [docs/configuration.md]`.
 
 Writes shadowmesh.1, shadowmesh-relay.8 and shadowmesh-daemon.8; with docs/configuration.md, whose tables
-have the keys, shadowmesh.yaml.5, too. The format is man(7).
+have the keys, shadowmesh.yaml.5, too. The format is man(7), the date that of SOURCE_DATE_EPOCH, if it is set.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import click
@@ -54,9 +56,11 @@ def text(words: str) -> str:
 
 
 def title(name: str, section: int, what: str) -> str:
-    # No date: the same source gives the same page.
+    # Not today's: the same source gives the same page.
+    epoch = os.environ.get("SOURCE_DATE_EPOCH")
+    date = datetime.fromtimestamp(int(epoch), UTC).date().isoformat() if epoch else ""
     return (
-        f'.TH {text(name.upper())} {section} "" "ShadowMesh {__version__}" "ShadowMesh"\n'
+        f'.TH {text(name.upper())} {section} "{date}" "ShadowMesh {__version__}" "ShadowMesh"\n'
         f".SH NAME\n{text(name)} \\- {text(what)}\n"
     )
 

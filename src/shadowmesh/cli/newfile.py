@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import itertools
 import os
@@ -22,9 +23,14 @@ LOCK_SECONDS = 5.0
 
 
 def refuse_existing(path: str, force: bool) -> None:
-    """Raises StartError if there is something at `path` that is to stay there."""
+    """Raises StartError if there is something at `path` that is to stay there, or nothing can be written."""
     if os.path.lexists(path) and not force:
         raise StartError(f"{path} is there already; --force replaces it, and keeps it as {path}.bak")
+    directory = os.path.dirname(os.path.realpath(path))
+    while not os.path.lexists(directory):
+        directory = os.path.dirname(directory)
+    if os.geteuid() != 0 and not os.access(directory, os.W_OK | os.X_OK):  # said before anything is asked
+        raise StartError(_trouble(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES))))
 
 
 def write_new(

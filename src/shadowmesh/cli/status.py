@@ -84,7 +84,8 @@ def ping(peer: str, count: int, as_json: bool, api: str | None, token_file: str 
                     lines=True,
                 )
             elif rtt is None:
-                click.echo(f"{peer}: no answer; waited for {answer['waiting_for']}{_spelling(peer, answer)}")
+                hint = "" if number else _spelling(peer, answer)
+                click.echo(f"{peer}: no answer; waited for {answer['waiting_for']}{hint}")
             else:
                 ips = ", ".join(answer["ips"])
                 who = " ".join(filter(None, (answer["name"], ips and f"({ips})")))

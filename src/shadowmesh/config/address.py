@@ -122,8 +122,12 @@ def prefix(value: object) -> IPNetwork:
     literal = text(value)
     address, slash, length = literal.partition("/")
     ip = _ip(address, "write a network such as 192.168.7.0/24")
-    if not slash or not re.fullmatch("[0-9]{1,3}", length) or int(length) > ip.max_prefixlen:
+    if not slash:
         raise ValueError(f"{shown(literal)} lacks a prefix length; write a network such as 192.168.7.0/24")
+    if not re.fullmatch("[0-9]{1,3}", length) or int(length) > ip.max_prefixlen:
+        raise ValueError(
+            f"/{shown(length)[1:-1]} is not a prefix length; write one from 1 to {ip.max_prefixlen}"
+        )
     network = ip_network(literal, strict=False)
     if network.prefixlen == 0:
         raise ValueError(

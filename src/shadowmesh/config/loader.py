@@ -321,7 +321,7 @@ def _unknown(path: Path, kind: _Kind[Any], other: _Kind[Any]) -> str:
         *first, last = near
         return f"unknown key; did you mean {', '.join(first)}{' or ' if first else ''}{last}?"
     if len(here) > _MAX_NAMES:
-        return "unknown key; remove it, or see docs/configuration.md for what there is"
+        return "unknown key; remove it, or see docs/configuration.md (man shadowmesh.yaml) for what there is"
     return f"unknown key; known here are {', '.join(here)}"
 
 

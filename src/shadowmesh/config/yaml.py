@@ -70,7 +70,8 @@ def parse(content: bytes, name: str) -> Document:
     except (ValueError, OverflowError):  # PyYAML: "\U00110000" in double quotes, a %YAML line of 5000 digits
         _fail(name, 1, 1, "not valid YAML: it holds a number or an escape that is far too large")
     if root is None or root.tag == _NULL:
-        raise ConfigError([f"{name}: the file is empty; docs/configuration.md shows what belongs into it"])
+        where = "docs/configuration.md (man shadowmesh.yaml)"
+        raise ConfigError([f"{name}: the file is empty; {where} shows what belongs into it"])
     if not isinstance(root, yaml.MappingNode):
         _fail(
             name,

@@ -67,6 +67,8 @@ async def serve_api(control: Control, config: DaemonConfig) -> ApiServer:
     """Serve the API as configured. Raises StartError in words."""
     listen = config.listen_address
     token = Token(config.token_file)
+    if token.trouble:
+        log.warning("no token, nothing can be changed by the local API", why=token.trouble)
     try:
         server = await serve_http(
             create_api(control, token), listen.host, listen.port, "daemon.listen_address"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import pwd
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
@@ -20,8 +21,17 @@ from shadowmesh.errors import StartError
 SEED_SIZE = 32
 KEY_SIZE = 32
 
+_SERVICE_USER = "shadowmesh"
 _SEED = "device.key"
 _KNOWN_PEERS = "known_peers.json"
+
+
+def _service_user() -> int:
+    """Whose state root may use, in a run by hand; -1 if we are not root or there is no such user."""
+    if os.geteuid() == 0:
+        with suppress(KeyError):
+            return pwd.getpwnam(_SERVICE_USER).pw_uid
+    return -1
 
 
 class StateDirectory:
@@ -36,7 +46,8 @@ class StateDirectory:
         try:
             self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
             mine = self._path.stat()
-            if mine.st_mode & 0o022 or mine.st_uid not in (0, os.geteuid()):
+            self._owner = mine.st_uid
+            if mine.st_mode & 0o022 or mine.st_uid not in (0, os.geteuid(), _service_user()):
                 self.warnings.append(
                     f"{self._path} can be written by others, who can take this device's place: "
                     f"chown it to this daemon's user, and chmod 700 {self._path}"
@@ -133,6 +144,8 @@ class StateDirectory:
             descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 os.fchmod(descriptor, 0o600)
+                if os.geteuid() == 0:  # a run by hand leaves nothing that the service could not read
+                    os.fchown(descriptor, self._owner, -1)
                 file.write(text)
                 file.flush()
                 os.fsync(descriptor)

@@ -29,6 +29,13 @@ def test_every_form(argv: tuple[str, ...]) -> None:
     assert parse(*argv) == "f.yaml"
 
 
+def test_a_file_may_be_called_as_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert parse("nothing") == "nothing"
+    (tmp_path / "init").touch()
+    assert parse("init") == "init"
+
+
 def test_none_is_given() -> None:
     assert parse(required=False) is None
 
@@ -40,6 +47,9 @@ def test_none_is_given() -> None:
         (("a", "-config", "b"), "two configuration files are given; one belongs here"),
         (("a", "b"), "unrecognized arguments: b"),
         (("--conf", "a"), "unrecognized arguments: --conf"),
+        (("version",), "there is no file version; write --version"),
+        (("init", "client"), "there is no file init; for the command write: shadowmesh init"),
+        (("check-config",), "there is no file check-config; for the command write: shadowmesh check-config"),
     ],
 )
 def test_mistakes_end_with_2(argv: tuple[str, ...], words: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -162,6 +162,13 @@ def test_bad_arguments_end_with_2() -> None:
         assert run(*arguments).exit_code == 2
 
 
+def test_a_command_that_is_spelt_wrong() -> None:
+    for command, near in (("stauts", "status"), ("kegen", "keygen")):
+        assert f"Error: No such command '{command}'. Did you mean {near}?\n" in run(command).stderr
+    assert "Did you mean 'client'?" in run("init", "cleint").stderr
+    assert "Did you mean" not in run("bogus").stderr
+
+
 def test_a_command_elsewhere_is_loaded_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     @click.command()
     def demo() -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from shadowmesh.cli import ctl, newfile
+from shadowmesh.cli import ctl, drafts, newfile
 from shadowmesh.cli import init as init_module
 from shadowmesh.config import ClientConfig, load_client_config, load_relay_config
 from shadowmesh.crypto.keys import NetworkKeys
@@ -73,7 +73,7 @@ def test_a_client_with_everything(tmp_path: Path) -> None:
     taken.write_text("10.100.0.1/32\n10.100.0.2 desktop\n")
     ca = make_certificate(tmp_path, ["relay.example.com"]).cert
     result = run(
-        *("client", "--relay", "wss://a.example.com", "--relay", "wss://b.example.com", "--name", "o'neill"),
+        *("client", "--relay", "wss://a.example.com", "--relay", "wss://b.example.com", "--name", "o.neill"),
         *("--network", "10.100.0.0/24", "--taken", str(taken), "--mtu", "1300", "--api-key-file", "-"),
         *("--tls-ca-file", str(ca), "--listen-address", "127.0.0.1:9999", "-o", str(path)),
         input=f"{api_key}\n",
@@ -85,11 +85,11 @@ def test_a_client_with_everything(tmp_path: Path) -> None:
     assert config.relay.api_key is not None
     assert config.relay.api_key.reveal() == api_key
     assert (config.relay.tls_ca_file, config.network.mtu) == (str(ca), 1300)
-    assert (config.daemon.listen_address.port, config.peer.id) == (9999, "o'neill")
+    assert (config.daemon.listen_address.port, config.peer.id) == (9999, "o.neill")
     assert (tmp_path / "c.hosts").read_text().splitlines()[1:] == [
         "10.100.0.1",
         "10.100.0.2 desktop",
-        "10.100.0.3 o'neill",
+        "10.100.0.3 o.neill",
     ]
     assert api_key not in result.output
 
@@ -106,7 +106,10 @@ def test_the_key_of_a_network_that_is_there(tmp_path: Path, by: str) -> None:
     assert written(path).encryption.key.reveal().hex() == key
 
 
-def test_the_service_has_its_key_apart(service: Path) -> None:
+def test_the_service_has_its_key_apart(service: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drafts, "UNITS", [str(service.parent)])
+    service.parent.mkdir()
+    (service.parent / "shadowmesh-daemon.service").touch()
     result = client(service)
     assert (result.exit_code, result.stderr) == (0, "")
     config, key_file = written(service), service.parent / "encryption.key"
@@ -122,6 +125,10 @@ def test_the_service_has_its_key_apart(service: Path) -> None:
     assert "    sudo systemctl restart shadowmesh-daemon\n" in again.stdout
     assert written(service) == config
     assert not Path(f"{key_file}.bak").exists()
+    (service.parent / "shadowmesh-daemon.service").unlink()
+    assert (
+        "or as a service, when shadowmesh-daemon.service is installed:\n" in client(service, "--force").stdout
+    )
     assert Path(f"{service}.bak").exists()
 
 
@@ -194,7 +201,12 @@ def test_a_relay_on_this_host_has_the_port(tmp_path: Path) -> None:
             ("--relay", "ws://10.10.10.9:1"),
             "relay.server: 10.10.10.9 lies in 10.10.10.0/24, which goes into the tunnel",
         ),
-        (("--relay", URL) * 5, ": relay.servers: must be a list of 1 to 4 URLs"),
+        (("--relay", URL) * 5, "Error: --relay is there 5 times; a device has at most 4"),
+        (
+            ("--relay", URL, "--name", "lap top"),
+            "'--name': nobody could find a device by the name \"lap top\"",
+        ),
+        (("--relay", URL, "--network", "10.0.0.0/33"), "'--network': /33 is not a prefix length; write one"),
     ],
 )
 def test_each_mistake_is_one_error(tmp_path: Path, arguments: tuple[str, ...], words: str) -> None:
@@ -225,6 +237,47 @@ def test_a_file_that_is_there_stays(tmp_path: Path) -> None:
     assert Path(f"{path}.bak").read_text() == "mine"
 
 
+def test_the_same_device_anew_keeps_its_ip(service: Path) -> None:
+    hosts = service.parent / "client-config.hosts"
+    client(service, "--ip", "10.10.10.5/24")
+    hosts.write_text(hosts.read_text() + "10.10.10.2 desktop\n")
+    renamed = run("client", "--relay", URL, "--name", "notebook", "-o", str(service), "--force")
+    assert "This device is notebook, 10.10.10.5/24, in network " in renamed.stdout
+    assert hosts.read_text().splitlines()[1:] == ["10.10.10.2 desktop", "10.10.10.5 notebook"]
+    assert (
+        "is notebook, 10.10.10.9/24,"
+        in client(service, "--force", "--name", "notebook", "--ip", "10.10.10.9/24").stdout
+    )
+    assert hosts.read_text().splitlines()[1:] == ["10.10.10.2 desktop", "10.10.10.9 notebook"]
+
+    service.write_text("nonsense")  # then by the list, as for a first device
+    assert "is notebook, 10.10.10.1/24," in client(service, "--force", "--name", "notebook").stdout
+
+
+def test_where_the_program_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(sys, "argv", [str(tmp_path / "shadowmesh")])
+    words = "shadowmesh-daemon is not on this machine: install it first.\nStart it with:\n"
+    assert words in client(tmp_path / "a.yaml").stdout
+    (tmp_path / "shadowmesh-daemon").touch(mode=0o755)
+    assert "install it first" not in client(tmp_path / "b.yaml").stdout
+
+
+def test_without_sudo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before anything is asked; and click, which has other words for it, does not look at all."""
+    path = tmp_path / "deep/down/c.yaml"
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    words = (
+        f"shadowmesh: cannot write {path}: Permission denied; use sudo, or write it elsewhere with --output"
+    )
+    assert client(path, "--key-file", __file__).stderr.startswith(words)
+    for command in ("client", "relay"):
+        assert "is there already; --force" in run(command, "-o", __file__).stderr
+    result = CliRunner().invoke(ctl.cli, ["join", "-o", str(path), __file__])
+    assert result.stderr.startswith(words)
+
+
 def test_an_ip_that_is_taken(tmp_path: Path) -> None:
     (tmp_path / "c.hosts").write_text("10.0.0.1 desktop\n")
     result = client(tmp_path / "c.yaml", "--ip", "10.0.0.1/24")
@@ -234,9 +287,12 @@ def test_an_ip_that_is_taken(tmp_path: Path) -> None:
 def test_questions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(init_module, "interactive", lambda: True)
     path = tmp_path / "c.yaml"
-    result = run("client", "-o", str(path), input=f"nonsense\n{URL}\nlaptop\n10.10.10.0/24\n10.10.10.5/24\n")
+    result = run(
+        "client", "-o", str(path), input=f"nonsense\n{URL}\nmy laptop\nlaptop\n10.10.10.0/24\n10.10.10.5/24\n"
+    )
     assert result.exit_code == 0, result.output
     assert "Error: does not begin with ws:// or wss://" in result.stderr
+    assert 'Error: nobody could find a device by the name "my laptop"; write letters' in result.stderr
     assert "Error: 10.10.10.0/24 is the address of the network itself" in result.stderr
     assert "Its overlay IP [10.10.10.1/24]: " in result.stderr
     assert [str(one) for one in written(path).network.local_ip] == ["10.10.10.5/24"]

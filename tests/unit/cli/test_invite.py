@@ -138,6 +138,10 @@ def test_what_is_refused(owner: Owner) -> None:
         "desktop", "--again"
     )
     assert "10.10.10.1 is taken by laptop" in owner.refused("desktop", "--ip", "10.10.10.1/24")
+    assert "10.10.11.2/24 is in none of this device's networks; write an IP and the prefix length" in (
+        owner.refused("desktop", "--ip", "10.10.11.2/24")
+    )
+    assert "prefix length of 10.10.10.0/24\n" in owner.refused("desktop", "--ip", "10.10.10.2/16")
     assert "--again and --ip exclude" in owner.refused("desktop", "--again", "--ip", "10.10.10.4/24")
     owner.hosts.write_text("nonsense")
     assert "c.hosts:1: does not begin with an IP" in owner.refused("desktop")
@@ -166,6 +170,26 @@ def test_a_qr_code(owner: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 2 * len([row for row in code if row]) - len(code[0]) in (0, 1)
     assert set("".join(code)) == set(" ▀▄█")
     assert len(code[0]) <= 80
+
+
+def test_a_qr_code_that_cannot_be_drawn_is_a_note(owner: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "segno", None)
+    result = owner.run("desktop", "--qr")
+    assert (result.exit_code, result.stdout.count("\n")) == (0, 1)
+    assert decode(result.stdout).name == "desktop"
+    assert result.stderr.startswith("note: the QR code cannot be drawn: import of segno halted")
+    assert "The network key is in this line: show it to nobody else." in result.stderr
+
+
+def test_without_sudo(owner: Owner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loader's words, not click's."""
+
+    def refuse(path: str, mode: str) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr(os, "access", lambda *_, **__: False)
+    assert owner.run("desktop").stderr.startswith(f"{owner.config}: the user ")
 
 
 def test_a_qr_code_needs_its_characters_and_its_room(owner: Owner, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,7 @@ def test_it_is_no_argument(tmp_path: Path) -> None:
     ("given", "words"),
     [
         ("", "standard input is empty; an invitation belongs there"),
-        ("x" * 9000, "too large; an invitation belongs there and nothing else"),
+        ("x" * 9000, "shadowmesh: standard input: too large; an invitation belongs there and nothing else"),
         (LINE[:-1], "the invitation cannot be read: it has a mistake in it, or a part is missing"),
         (
             encode(Invitation(KEY, (ip_interface("127.0.0.1/24"),), "a", MADE.relays)),
@@ -111,6 +111,12 @@ def test_each_mistake_is_one_error(tmp_path: Path, given: str, words: str) -> No
     assert words in result.stderr
     assert result.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_nobody_could_find(tmp_path: Path) -> None:
+    result = run(tmp_path / "c.yaml", "--name", "a b", input=LINE)
+    assert (result.exit_code, list(tmp_path.iterdir())) == (2, [])
+    assert "'--name': nobody could find a device by the name \"a b\"; write letters" in result.stderr
 
 
 def test_no_value_is_more_than_a_value(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -30,6 +31,21 @@ def test_which_pages(pages: Path, tmp_path: Path) -> None:
     assert sorted(each.name for each in tmp_path.iterdir()) == PAGES[:3]
     for page in pages.iterdir():
         assert f'"ShadowMesh {__version__}"' in page.read_text("ascii")
+
+
+def test_the_packages_have_no_demo(pages: Path, tmp_path: Path) -> None:
+    code = f"import sys; sys.frozen = True; from shadowmesh.cli import man; man.main(['{tmp_path}'])"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    whole, packaged = ((each / "shadowmesh.1").read_text() for each in (pages, tmp_path))
+    demo = whole[whole.index(".SS shadowmesh demo ") : whole.index(".SS shadowmesh down ")]
+    assert packaged == whole.replace(demo, "")
+
+
+def test_the_date_is_that_of_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    man.main([str(tmp_path)])
+    for page in tmp_path.iterdir():
+        assert ' "2023-11-14" "ShadowMesh ' in page.read_text().partition("\n")[0]
 
 
 def test_every_command_and_option_is_there(pages: Path) -> None:

@@ -120,7 +120,9 @@ def test_prefix() -> None:
     ("value", "expected"),
     [
         ("192.168.7.0", '"192.168.7.0" lacks a prefix length; write a network such as 192.168.7.0/24'),
-        ("192.168.7.0/33", '"192.168.7.0/33" lacks a prefix length; write a network such as 192.168.7.0/24'),
+        ("192.168.7.0/33", "/33 is not a prefix length; write one from 1 to 32"),
+        ("192.168.7.0/", "/ is not a prefix length; write one from 1 to 32"),
+        ("fd00::/129", "/129 is not a prefix length; write one from 1 to 128"),
         ("192.168.7.1/24", "192.168.7.1/24 has bits set behind its prefix; write 192.168.7.0/24"),
         (
             "0.0.0.0/0",

@@ -399,7 +399,9 @@ def test_all_mistakes_at_once_by_position() -> None:
 def test_many_mistakes_are_counted() -> None:
     lines = problems("".join(f"a{i}: 1\n" for i in range(60)))
     assert len(lines) == 51
-    assert lines[0].startswith("r.yaml:1:1: a0: unknown key; remove it, or see docs/configuration.md")
+    assert lines[0].startswith(
+        "r.yaml:1:1: a0: unknown key; remove it, or see docs/configuration.md (man shadowmesh.yaml)"
+    )
     assert lines[-1] == "r.yaml: and 10 more"
 
 

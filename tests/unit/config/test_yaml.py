@@ -41,7 +41,7 @@ def test_duplicate_and_unreadable_keys_are_all_found() -> None:
 
 
 INDENTATION = "does not fit the lines above; check the indentation"
-EMPTY = "the file is empty; docs/configuration.md shows what belongs into it"
+EMPTY = "the file is empty; docs/configuration.md (man shadowmesh.yaml) shows what belongs into it"
 NOT_UTF8 = "not UTF-8 text; save the file in UTF-8 (an editor may call it UTF-8 without BOM)"
 SECOND = 'a second document begins here; a configuration is one (remove the "---")'
 NO_ALIAS = 'anchors (&) and aliases (*) are not supported; a text with "*" needs the quotes'

@@ -13,6 +13,7 @@ from typing import Any, cast
 import httpx
 import pytest
 from openapi_spec_validator import validate
+from structlog.testing import capture_logs
 
 from shadowmesh.config import ClientConfig
 from shadowmesh.config.address import HostPort
@@ -376,6 +377,19 @@ def test_it_is_served_under_the_address_that_was_asked(tmp_path: Path, host: str
                 assert answer.status_code == 403
         await api.close()
         assert not (tmp_path / "api.token").exists()
+
+    drive(main)
+
+
+def test_the_log_says_that_there_is_no_token(tmp_path: Path) -> None:
+    async def main() -> None:
+        (tmp_path / "api.token").mkdir()
+        with capture_logs() as lines:
+            api = await serve_api(cast(Control, FakeControl()), config(tmp_path, "127.0.0.1", 0))
+        (line,) = (line for line in lines if line["log_level"] == "warning")
+        assert line["event"] == "no token, nothing can be changed by the local API"
+        assert str(tmp_path / "api.token") in line["why"]
+        await api.close()
 
     drive(main)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from shadowmesh.daemon import state as state_module
 from shadowmesh.daemon.state import StateDirectory
 from shadowmesh.errors import StartError
 
@@ -188,6 +190,25 @@ def test_a_link_that_somebody_laid_is_not_followed(state: StateDirectory, path: 
     state.remember_peers({NETWORK: PEERS})
     assert theirs.read_text() == "keep"
     assert state.known_peers(NETWORK) == PEERS
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_root_uses_that_of_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a word, and nothing stays there that the service could not read."""
+    monkeypatch.setattr(state_module, "_SERVICE_USER", "nobody")
+    directory = tmp_path / "of-the-service"
+    directory.mkdir(mode=0o700)
+    os.chown(directory, pwd.getpwnam("nobody").pw_uid, -1)
+    state = StateDirectory(directory)
+    state.seed()
+    assert state.warnings == []
+    assert (directory / "device.key").owner() == "nobody"
+    state.close()
+
+    os.chown(directory, pwd.getpwnam("daemon").pw_uid, -1)
+    state = StateDirectory(directory)
+    assert "can be written by others" in state.warnings[0]
+    state.close()
 
 
 def test_a_directory_that_others_can_write_is_told(tmp_path: Path) -> None:
