@@ -92,9 +92,10 @@ class RelayClient:
             pass
 
     async def next_control(self, kind: str) -> dict[str, Any]:
-        """The next control message, which must be of this type."""
+        """The next control message, which must be of this type, but for hints that nobody waits for."""
         async with asyncio.timeout(PATIENCE):
-            message = await self.control.get()
+            while (message := await self.control.get())["type"] in {"pause", "resume"} - {kind}:
+                pass
         assert message["type"] == kind, message
         return message
 
