@@ -28,8 +28,8 @@ UNPACK_SECONDS = 60.0
 """Within this a start has unpacked its files and locked them."""
 END_SECONDS = 12.0
 """What a program that lost its bootloader has to end by itself; a relay takes 8."""
-MARK = "shadowmesh-onefile"
-"""An empty file among ours."""
+MARK = ".shadowmesh-onefile"
+"""An empty file among ours, unpacked before all others."""
 
 _asked = -ECHO_SECONDS
 
@@ -77,7 +77,7 @@ def interrupt_once() -> None:
 
 
 def sweep(directory: Path) -> None:
-    """Remove what others, killed without a chance to do it themselves, have left there."""
+    """Remove what others have left there, killed before they could do it themselves, also while unpacking."""
     for files in directory.glob("_MEI*"):
         with suppress(OSError):
             ours = files.lstat().st_uid == (files / MARK).lstat().st_uid == os.geteuid()

@@ -7,32 +7,26 @@ from typing import Any, NamedTuple, Protocol
 
 import pytest
 
+from guide import standins
 from shadowmesh.testing import guide
 from shadowmesh.testing.machine import Machine
 from shadowmesh.testing.netlab import missing_tools
 
-ROOT = Path(__file__).parents[2]
+ROOT = standins.ROOT
 
 NOT_RUN = {
-    "sudo git ": "this tree is what it would fetch",
-    "cd /opt/shadowmesh && sudo git ": "this tree is what it would fetch",
-    "cd /opt/shadowmesh && sudo ./scripts/setup ": "takes a minute; tests/unit/test_scripts.py tests it",
-    "sudo certbot ": "needs a public name",
     "wget https://github.com/": "there is no release to download yet",
-    "git clone ": "this tree is what it would fetch",
-    "cd /opt/shadowmesh && ./scripts/setup ": "takes a minute; tests/unit/test_scripts.py tests it",
     "sudo launchctl ": "needs macOS",
     "ifconfig utun0": "needs macOS",
     "netstat -rn | grep utun0": "needs macOS",
 }
-"""How commands begin that the tests leave out, and why."""
+"""How those commands of the guide begin that the tests leave out, and why."""
 BOOTED_ONLY = {
     "sudo apt": "scripts/setup test has installed what the tests need",
     "sudo systemctl ": "needs a booted systemd",
     "sudo journalctl ": "needs a booted systemd",
-    "systemctl ": "needs a booted systemd",
 }
-"""The same of those that only test_booted.py runs, as far as their block is one of those that it types."""
+"""The same of those that only test_booted.py runs. Of our own pages each block is typed whole."""
 
 
 class Types(Protocol):
@@ -58,17 +52,32 @@ class Page(NamedTuple):
         return guide.commands(self.text(section, number))
 
     def run(
-        self, machine: Types, section: str, number: int = 0, input: str | None = None, booted: bool = False
+        self,
+        machine: Types,
+        section: str,
+        number: int = 0,
+        *,
+        input: str | None = None,
+        booted: bool = False,
+        instead: tuple[str, str] = ("", ""),
     ) -> dict[str, str]:
-        """Type the commands of a block, but for NOT_RUN and, unless `booted`, BOOTED_ONLY.
+        """Type the commands of a block; of the guide, all but NOT_RUN and, unless `booted`, BOOTED_ONLY.
 
-        Returns what each printed. One that fails is a LabError.
+        A machine of the lab gets the stand-ins for what it lacks. `instead` is what the page says to write as
+        something else. Returns what each command printed. One that fails is a LabError.
         """
-        return {
-            command: machine.shell(command, input=input).stdout
-            for command in self.commands(section, number)
-            if not (command.startswith(tuple(NOT_RUN)) if booted else left_out(command))
-        }
+        if isinstance(machine, Machine) and self != GUIDE:
+            standins.install(machine)
+        printed = {}
+        for command in self.commands(section, number):
+            if self == GUIDE and (command.startswith(tuple(NOT_RUN)) if booted else left_out(command)):
+                continue
+            typed = command.replace(*instead) if instead[0] else command
+            if isinstance(machine, Machine) and " clone <" in typed:
+                standins.clone(machine, typed)
+            else:
+                printed[command] = machine.shell(typed, input=input).stdout
+        return printed
 
 
 GUIDE = Page(Path(__file__).with_name("deployment-guide.md"))

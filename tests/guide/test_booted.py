@@ -100,12 +100,16 @@ class Debian(Booted):
 
 
 def newer(package: str, tmp_path: Path) -> Path:
-    """The same package with a higher version."""
+    """The same package with a higher version, and other defaults."""
     room = tmp_path / "package"
     subprocess.run(["dpkg-deb", "-R", artifacts.DIST / package, room], check=True)
     control = room / "DEBIAN/control"
     version = f"{__version__}+next"
     control.write_text(re.sub("^Version: .*", f"Version: {version}", control.read_text(), flags=re.M))
+    defaults = [*room.glob("usr/share/*/*-config.yaml")]
+    assert defaults
+    for default in defaults:
+        default.write_text(f"{default.read_text()}# newer\n")
     file = tmp_path / package.replace(__version__, version)
     subprocess.run(
         ["dpkg-deb", "--root-owner-group", "-Znone", "--build", room, file],
@@ -277,6 +281,22 @@ def test_a_client_that_is_killed_comes_back(client: Debian) -> None:
     client.wait_for(lambda: connected(client), "connection")
 
 
+@pytest.mark.parametrize("package", [RELAY, DAEMON])
+def test_init_invite_and_join_of_each_package(client: Debian, package: str) -> None:
+    program, room = f"/usr/lib/{package}/shadowmesh", f"/root/{package}"
+    first, second = (f"{room}/{name}/client-config.yaml" for name in ("laptop", "desktop"))
+    client.shell(f"mkdir -p {room}/laptop {room}/desktop")
+    client.shell(f"{program} init client --name laptop --relay ws://127.0.0.1:9545 --output {first}")
+    said = client.shell(f"{program} invite desktop --qr --config {first}").stdout
+    (line,) = re.findall(r"^shadowmesh://\S+$", said, re.M)
+    assert "\u2588" in said  # the blocks of a QR code
+    client.shell(f"{program} join --output {second}", input=line)
+    for file in (first, second):
+        assert client.shell(f"{program} check-config --client {file}").stderr == ""
+    key = re.compile(r"\b[0-9a-f]{64}\b")
+    assert key.findall(client.path(first).read_text()) == key.findall(client.path(second).read_text())
+
+
 def test_upgrade_removal_and_purge_of_the_client(client: Debian, tmp_path: Path) -> None:
     def kept() -> list[str]:
         files = (CLIENT_CONFIG, KEY, "/var/lib/shadowmesh/device.key")
@@ -332,3 +352,29 @@ def test_the_guide_with_its_single_files_and_its_units(dist: Path) -> None:
         debian.wait_for(lambda: "healthy" in debian.health() and connected(debian), "both again")
         debian.shell(f"systemctl stop shadowmesh {RELAY}")
         assert debian.shell("ls -d /tmp/_MEI* /tmp/*/tmp/_MEI*", check=False).stdout.count("_MEI") <= 2
+        to_the_packages(debian)
+
+
+def to_the_packages(debian: Debian) -> None:
+    """Our pages' way on from there: key, device and configurations are the same ones, the programs others."""
+    for package in PACKAGES:
+        debian.copy(artifacts.DIST / package, f"/root/{package}")
+    relay, client = (debian.path(file).read_text() for file in (RELAY_CONFIG, CLIENT_CONFIG))
+    device = debian.path("/var/lib/shadowmesh/device.key").read_bytes()
+    debian.shell("mkdir /opt/clone && ln -s /opt/clone /usr/share/shadowmesh-relay")  # as once advised
+    DEPLOY.run(debian, "A relay / To the package", booted=True)
+    assert debian.shell("ls /opt/clone").stdout == ""
+    assert debian.path(RELAY_CONFIG).read_text() == relay
+    SERVICE.run(debian, "To the package", booted=True)
+    for command in SERVICE.commands("To the package"):
+        if "sed -" in command:
+            debian.shell(command)  # now there is no key to move, as from a clone
+    assert debian.path(KEY).read_text().strip() in client
+    assert debian.shell(f"stat -c '%a %U' {KEY}").stdout == "600 root\n"
+    assert debian.path("/var/lib/shadowmesh/device.key").read_bytes() == device
+    debian.wait_for(lambda: "healthy" in debian.health() and connected(debian), "both by the packages")
+    for unit in (RELAY, DAEMON):
+        assert debian.show(unit, "FragmentPath").endswith(f"/lib/systemd/system/{unit}.service")
+        assert debian.shell(f"readlink -f $(which {unit})").stdout == f"/usr/lib/{unit}/{unit}\n"
+        assert debian.show(unit, "NRestarts") == "0"
+        assert debian.shell(f"systemctl is-enabled {unit}").stdout == "enabled\n"

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
-from guide.pages import CLIENT, ROOT, ROTATION, SERVICE, left_out, need
+from guide import standins
+from guide.pages import CLIENT, ROTATION, SERVICE, need
 from shadowmesh.testing import guide
 from shadowmesh.testing.machine import Machine
 from shadowmesh.testing.netlab import RELAY_IP4, Lab
@@ -43,14 +44,16 @@ class Devices(NamedTuple):
 
 @pytest.fixture(scope="module")
 def devices() -> Iterator[Devices]:
-    need(useradd="passwd", curl="curl")
+    need(useradd="passwd", curl="curl", git="git")
     with Lab("laptop", "desktop") as lab:
         lab.start_relay()
         laptop, desktop = Machine(lab["laptop"]), Machine(lab["desktop"])
-        laptop.copy("/opt/shadowmesh", ROOT)
+        standins.install(laptop)
+        standins.publish(laptop)
         laptop.write("/usr/local/bin/edit", EDITOR, mode=0o755)
-        steps = [command for command in SERVICE.commands("From a clone") if not left_out(command)]
-        script = "\n".join(["set -eu; export EDITOR=edit; cd /opt/shadowmesh", *steps])
+        clone, *steps = SERVICE.commands("From a clone")
+        standins.clone(laptop, clone)
+        script = "\n".join(["set -eu; export EDITOR=edit", *steps])
         checked = laptop.shell(script).stdout
         key = laptop.path("/etc/shadowmesh/encryption.key").read_text().strip()
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import pytest
 import yaml
 
+from guide import standins
 from guide.pages import DEPLOY, GUIDE, ROOT, need
 from shadowmesh.testing import guide
 from shadowmesh.testing.machine import Machine
@@ -20,6 +21,9 @@ from shadowmesh.testing.program import Program
 pytestmark = pytest.mark.netns
 
 UNIT = "/etc/systemd/system/shadowmesh-relay.service"
+UNIT_OF_THIS_TREE = ROOT / "deploy/systemd/shadowmesh-relay.service"
+OF_THE_CLONE = ("/usr/share/shadowmesh-relay/", "/opt/shadowmesh/")
+"""What the page says to read elsewhere with a clone."""
 
 
 class Relay(NamedTuple):
@@ -32,10 +36,10 @@ class Relay(NamedTuple):
 
 @pytest.fixture(scope="module")
 def relay() -> Iterator[Relay]:
-    need(curl="curl", useradd="passwd")
+    need(curl="curl", useradd="passwd", git="git")
     with Lab("a") as lab:
         machine = Machine(lab.relay)
-        machine.copy("/opt/shadowmesh", ROOT)
+        standins.publish(machine)
         DEPLOY.run(machine, "A relay / From a clone")
         (checked,) = DEPLOY.run(machine, "A relay / Configure").values()
         start = re.search(r"^ExecStart=(.*)$", machine.path(UNIT).read_text(), re.MULTILINE)
@@ -62,9 +66,8 @@ def test_the_unit_fits_what_has_been_prepared(relay: Relay) -> None:
 
 
 def test_what_it_answers(relay: Relay) -> None:
-    section = "A relay / Verify"
-    health, ready, status, metrics = DEPLOY.run(relay.machine, section).values()
-    shown = DEPLOY.text(section, 1)
+    health, ready, status, metrics = DEPLOY.run(relay.machine, "A relay / Verify").values()
+    shown = DEPLOY.text("A relay / Verify", 1)
     assert shown == GUIDE.text("Relay Server Deployment / 6. Verify Relay Server", 1)
     assert {**json.loads(health), "uptime": ""} == {**json.loads(shown), "uptime": ""}
     assert json.loads(ready)["status"] == "ready"
@@ -81,13 +84,14 @@ def test_what_helps_in_trouble(relay: Relay) -> None:
 
 
 def test_reload_and_upgrade(relay: Relay) -> None:
-    (checked,) = DEPLOY.run(relay.machine, "Reload").values()
+    checked, _ = DEPLOY.run(relay.machine, "Reload").values()
     assert checked.endswith(": ok (relay configuration)\n")
     relay.machine.write(UNIT, "an old one")
+    standins.change(relay.machine, "deploy/nginx/shadowmesh-relay.conf")
     DEPLOY.run(relay.machine, "Restart and upgrade", 1)
-    assert (
-        relay.machine.path(UNIT).read_text() == (ROOT / "deploy/systemd/shadowmesh-relay.service").read_text()
-    )
+    assert relay.machine.path(UNIT).read_text() == UNIT_OF_THIS_TREE.read_text()
+    (changed,) = DEPLOY.run(relay.machine, "Restart and upgrade", 2).values()
+    assert changed.split()[0] == "deploy/nginx/shadowmesh-relay.conf"
 
 
 def test_api_keys(relay: Relay) -> None:
@@ -131,7 +135,7 @@ def test_firewall_by_ufw(relay: Relay) -> None:
 
 def test_the_names_of_the_ports_for_ufw(relay: Relay) -> None:
     need(ufw="ufw", iptables="iptables")
-    *_, shown = DEPLOY.run(relay.machine, "A relay / Firewall", 4).values()
+    *_, shown = DEPLOY.run(relay.machine, "A relay / Firewall", 4, instead=OF_THE_CLONE).values()
     assert "9545/tcp" in shown
     apps = relay.machine.shell("ufw app list").stdout.split("\n")
     assert {"  ShadowMesh", "  ShadowMesh TLS"} <= set(apps)
@@ -140,7 +144,7 @@ def test_the_names_of_the_ports_for_ufw(relay: Relay) -> None:
 
 def test_rules_for_nftables(relay: Relay) -> None:
     need(nft="nftables")
-    DEPLOY.run(relay.machine, "A relay / Firewall", 1)
+    DEPLOY.run(relay.machine, "A relay / Firewall", 1, instead=OF_THE_CLONE)
     unit = relay.machine.path("/etc/systemd/system/shadowmesh-firewall.service").read_text()
     (start,) = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)
     relay.machine.shell(start)
@@ -150,5 +154,5 @@ def test_rules_for_nftables(relay: Relay) -> None:
 
 def test_rules_for_iptables(relay: Relay) -> None:
     need(iptables="iptables")
-    _, shown = DEPLOY.run(relay.machine, "A relay / Firewall", 3).values()
+    _, shown = DEPLOY.run(relay.machine, "A relay / Firewall", 3, instead=OF_THE_CLONE).values()
     assert "limit: above 20/sec burst 200" in shown

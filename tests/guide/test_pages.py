@@ -1,11 +1,14 @@
 """Every block of the guide and of our pages is known to a test, or has a reason why none runs it.
 
 Such a reason stands before the block, in a comment: `<!-- not run: needs a public name -->`. The guide, which
-is to the letter, has its reasons here.
+is to the letter, has its reasons here. What an administrator follows, TYPED, is typed whole: each block
+without such a comment is given to `Page.run`, or a test uses each of its commands.
 """
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -50,21 +53,26 @@ KNOWN = {
     DEPLOY: {
         "A relay / Install": [MARKED, "test_booted.py"],
         "A relay / From a clone": ["test_deploy.py"],
+        "A relay / To the package": ["test_booted.py"],
         "A relay / Configure": ["test_deploy.py"],
         "A relay / Service": ["test_booted.py", "test_booted.py"],
         "A relay / Verify": ["test_deploy.py", "test_deploy.py"],
         "A relay / Firewall": ["test_deploy.py"] * 5,
         "TLS": ["test_tls.py"],
         "TLS / With nginx": ["test_tls.py", "test_tls.py"],
-        "TLS / With Caddy": [MARKED],
+        "TLS / With Caddy": ["test_tls.py"],
         "TLS / In the relay": ["test_tls.py", "test_tls.py"],
         "API keys": ["test_deploy.py", "test_deploy.py", "test_deploy.py", "test_deploy.py"],
         "Reload": ["test_deploy.py"],
-        "Restart and upgrade": ["test_booted.py", "test_deploy.py", LEFT_OUT],
+        "Restart and upgrade": ["test_booted.py", "test_deploy.py", "test_deploy.py"],
         "Several relays": ["test_relay.py"],
         "When it does not work": ["test_deploy.py"],
     },
-    SERVICE: {"By the package": ["test_booted.py"], "From a clone": ["test_client_pages.py"]},
+    SERVICE: {
+        "By the package": ["test_booted.py"],
+        "From a clone": ["test_client_pages.py"],
+        "To the package": ["test_booted.py"],
+    },
     CLIENT: {
         "Status": ["test_client_pages.py"],
         "Peers": ["test_client_pages.py"],
@@ -107,19 +115,72 @@ def test_what_the_page_marks_is_what_no_test_runs(page: Page) -> None:
     assert marked == {section: [name == MARKED for name in blocks] for section, blocks in KNOWN[page].items()}
 
 
-@PAGES
-def test_what_is_left_out_is_left_out_for_a_reason(page: Page) -> None:
-    for section, blocks in KNOWN[page].items():
+Uses = set[tuple[str, str, int]]
+"""Page, section and number of blocks."""
+
+
+def uses(file: Path) -> Iterator[tuple[str, str, int]]:
+    """The blocks that a test types whole, or of whose commands it uses each."""
+    for function in ast.walk(ast.parse(file.read_text())):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        nodes = [*ast.walk(function)]
+        names = [each.id for each in nodes if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Load)]
+        whole = [
+            each.value for each in nodes if isinstance(each, ast.Assign) and used(each.targets[0], names)
+        ]
+        for call in nodes:
+            match call:
+                case ast.Call(func=ast.Attribute(value=ast.Name(id=page), attr=how), args=arguments):
+                    given = [each.value for each in arguments if isinstance(each, ast.Constant)]
+                    if given and (how == "run" or (how == "commands" and call in whole)):
+                        section, number = (*given, 0)[:2]
+                        yield page, str(section), int(str(number))
+
+
+def used(target: ast.expr, names: list[str]) -> bool:
+    """Whether all that is assigned is used."""
+    there = [each.id for each in ast.walk(target) if isinstance(each, ast.Name)]
+    return isinstance(target, ast.Tuple) and all(name in names for name in there)
+
+
+TYPED = {"DEPLOY": DEPLOY, "SERVICE": SERVICE, "START": START}
+SHELLS = ("sh", "bash")
+
+
+@pytest.mark.parametrize("name", TYPED)
+def test_what_an_administrator_follows_is_typed_whole(name: str) -> None:
+    wanted: Uses = set()
+    for section in KNOWN[TYPED[name]]:
+        here = [block for block in TYPED[name].blocks() if block.section == section]
+        wanted |= {
+            (name, section, number)
+            for number, block in enumerate(here)
+            if block.language in SHELLS and not block.not_run
+        }
+    typed = {use for file in Path(__file__).parent.glob("test_*.py") for use in uses(file)}
+    assert wanted
+    assert wanted <= typed
+
+
+def test_a_command_that_a_test_does_not_use_is_found(tmp_path: Path) -> None:
+    file = tmp_path / "test_it.py"
+    file.write_text(
+        "def test() -> None:\n    one, _ = DEPLOY.commands('One')\n    x, y = DEPLOY.commands('Two', 1)\n"
+        "    DEPLOY.run(machine, 'Three')\n    *z, = DEPLOY.text('Four')\n    typed(one, x, y, z)\n"
+    )
+    assert {*uses(file)} == {("DEPLOY", "Two", 1), ("DEPLOY", "Three", 0)}
+
+
+def test_what_is_left_out_of_the_guide_is_left_out_for_a_reason() -> None:
+    for section, blocks in KNOWN[GUIDE].items():
         for number, name in enumerate(blocks):
-            commands = page.commands(section, number)
             if name == LEFT_OUT:
-                assert all(left_out(command) for command in commands)
+                assert all(left_out(command) for command in GUIDE.commands(section, number))
 
 
 def test_every_reason_is_needed() -> None:
-    commands = [
-        command for page in KNOWN for block in page.blocks() for command in guide.commands(block.text)
-    ]
+    commands = [command for block in GUIDE.blocks() for command in guide.commands(block.text)]
     reasons = (*NOT_RUN, *BOOTED_ONLY)
     assert not [start for start in reasons if not any(command.startswith(start) for command in commands)]
 

@@ -77,6 +77,54 @@ def test_actions_are_pinned_and_rights_are_the_least(workflow: Path) -> None:
                 assert step["with"]["persist-credentials"] is False
 
 
+def flat(steps: list[dict[str, Any]]) -> list[str]:
+    """What each step runs or uses, without the commit."""
+    return [step.get("run") or step["uses"].partition("@")[0] for step in steps]
+
+
+def test_what_is_published_is_what_debian_12_built_and_the_tests_took() -> None:
+    build, release, test = (jobs(file) for file in WORKFLOWS)
+    publish, made, tested = release["publish"], build["build"], test["test"]
+    assert (release["test"]["uses"], publish["needs"]) == ("./.github/workflows/test.yml", "test")
+    assert (test["build"]["uses"], tested["needs"]) == ("./.github/workflows/build.yml", "build")
+    assert not any("if" in job or "continue-on-error" in job for job in (*release.values(), *test.values()))
+
+    assert made["container"]["image"] == "debian:12"
+    assert flat(made["steps"])[-4:] == [
+        "./scripts/build",
+        "./scripts/sbom dist",
+        "actions/upload-artifact",
+        "CI=true SHADOWMESH_DIST_AS_IS=1 ./scripts/test tests/packaging",
+    ]
+    assert flat(tested["steps"])[1:] == [
+        "actions/download-artifact",
+        "chmod +x dist/*-linux-*",
+        "sudo CI=true SHADOWMESH_DIST_AS_IS=1 ./scripts/test --ignore=tests/packaging",
+    ]
+    places = ((made, -2), (tested, 1), (publish, 1))
+    uploaded, taken, published = (job["steps"][at]["with"] for job, at in places)
+    assert (uploaded["name"], uploaded["path"], uploaded["if-no-files-found"]) == ("dist", "dist/", "error")
+    assert taken == published == {"name": "dist", "path": "dist"}
+    assert "go run github.com/rhysd/actionlint/" in "".join(flat(test["workflows"]["steps"]))
+
+
+def test_a_release_has_checksums_provenance_and_every_file() -> None:
+    publish = jobs(WORKFLOWS[1])["publish"]
+    assert publish["permissions"] == {"contents": "write", "id-token": "write", "attestations": "write"}
+    names = flat(publish["steps"])
+    assert [name.split()[0] for name in names] == [
+        "actions/checkout",
+        "actions/download-artifact",
+        "./scripts/release",
+        "actions/attest-build-provenance",
+        "gh",
+    ]
+    assert publish["steps"][3]["with"] == {"subject-checksums": "dist/SHA256SUMS"}
+    assert re.fullmatch(r'gh release create "\$GITHUB_REF_NAME" --verify-tag .* dist/\*', names[4])
+    triggers = yaml.safe_load(WORKFLOWS[1].read_text())[True]  # `on` is a boolean in YAML 1.1
+    assert triggers == {"push": {"tags": ["v*"]}}
+
+
 def test_actionlint_finds_nothing() -> None:
     program = shutil.which("actionlint", path=f"{ROOT / '.venv/bin'}:{os.environ['PATH']}")
     if program is None:

@@ -182,6 +182,13 @@ def test_pings_keep_an_idle_connection_alive(ours: Site, seconds: str, survives:
         relay.wait_for_text("client left")
 
 
+def test_caddy_takes_our_file(site: Site) -> None:
+    """With a public name it would get a certificate; test_caddy.py runs it with one of its own."""
+    need(caddy="caddy")
+    site.machine.link("/usr/share/shadowmesh-relay", str(ROOT))
+    DEPLOY.run(site.machine, "TLS / With Caddy")
+
+
 def test_tls_in_the_relay_and_its_renewal(site: Site) -> None:
     site.machine.shell("sudo useradd --system shadowmesh; mkdir -p /etc/shadowmesh")
     site.machine.link("/usr/share/shadowmesh-relay", str(ROOT))

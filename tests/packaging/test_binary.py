@@ -115,6 +115,18 @@ def test_called_shadowmesh_it_is_the_command_with_all_that_help_lists(program: s
     assert re.fullmatch(r"[0-9a-f]{64}\n", said("keygen"))
 
 
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_the_mark_of_our_files_is_unpacked_first(program: str) -> None:
+    """So that what a bootloader did not unpack whole is known, too."""
+    listing = """
+import sys
+from PyInstaller.archive.readers import CArchiveReader
+print(next(name for name, entry in CArchiveReader(sys.argv[1]).toc.items() if entry[4] in ("b", "x")))
+"""
+    argv = [str(ROOT / "build/venv/bin/python"), "-c", listing, str(artifacts.binary(program))]
+    assert subprocess.run(argv, capture_output=True, text=True, check=True).stdout == f"{onefile.MARK}\n"
+
+
 def test_a_relay_has_no_keys_and_makes_no_tunnels() -> None:
     listing = """
 import sys

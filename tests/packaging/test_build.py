@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -59,6 +60,82 @@ def test_what_it_cannot_build_on_is_one_line(tree: Path) -> None:
     assert build(tree, "rpm") == (2, "usage: ./scripts/build [binary|deb|wheel|relay|daemon]\n")
 
 
+@pytest.fixture
+def prepared(tree: Path) -> Path:
+    """A clone whose build/venv is said to be that of this one; its python does nothing."""
+    artifacts.wheel()
+    shutil.copytree(ROOT / "requirements", tree / "requirements")
+    (tree / "build/venv/bin").mkdir(parents=True)
+    made = (ROOT / "build/venv/made").read_text().replace(f"{ROOT} ", f"{tree} ", 1)
+    (tree / "build/venv/made").write_text(made)
+    (tree / "build/venv/bin/python").write_text("#!/bin/sh\n")
+    (tree / "build/venv/bin/python").chmod(0o755)
+    return tree
+
+
+@pytest.mark.parametrize("missing", ["relay", "daemon"])
+def test_a_package_that_cannot_be_made_fails_the_build(prepared: Path, missing: str) -> None:
+    for name in ("packaging", "deploy", "docs"):
+        shutil.copytree(ROOT / name, prepared / name)
+    # In place of Python, what it leaves behind.
+    (prepared / "build/venv/bin/python").write_text(
+        "#!/bin/sh\ncase $* in *man.main*) mkdir -p build/man; cd build/man;"
+        " touch shadowmesh.1 shadowmesh.yaml.5 shadowmesh-relay.8 shadowmesh-daemon.8 ;; esac\n"
+    )
+    for program in ("relay", "daemon"):
+        (prepared / f"build/analysis/{program}/shadowmesh").mkdir(parents=True)
+        (prepared / f"build/analysis/{program}/shadowmesh/warn-shadowmesh.txt").touch()
+        (prepared / f"build/programs/shadowmesh-{program}").mkdir(parents=True)
+        control = prepared / f"packaging/debian/shadowmesh-{program}/control"
+        control.write_text(control.read_text().replace("#GLIBC#", "2.36"))  # it has no programs to count in
+    status, said = build(prepared, "deb")
+    assert status == 0, said
+    (prepared / f"packaging/debian/shadowmesh-{missing}/postinst").unlink()
+    status, said = build(prepared, "deb")
+    assert status == 1
+    assert "postinst" in said
+
+
+def test_a_program_that_lacks_a_module_is_not_made(prepared: Path) -> None:
+    (prepared / "build/analysis/relay/shadowmesh").mkdir(parents=True)
+    (prepared / "build/analysis/relay/shadowmesh/warn-shadowmesh.txt").write_text(
+        "missing module named 'xml.sax' - imported by segno.writers (top-level)\n"
+        "missing module named zope - imported by structlog.twisted (top-level)\n"
+        "missing module named other - imported by uvicorn (delayed)\n"
+    )
+    status, said = build(prepared, "relay")
+    assert status == 1
+    assert "shadowmesh-relay lacks what it imports: xml.sax (excluded" in said
+
+
+def test_wheel_and_source_are_the_same_bytes_at_another_time(prepared: Path) -> None:
+    python = prepared / "build/venv/bin/python"
+    python.write_text(f'#!/bin/sh\nexec {ROOT}/build/venv/bin/python "$@"\n')
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, prepared / name)
+    shutil.copytree(ROOT / "src", prepared / "src", dirs_exist_ok=True)
+    made = []
+    for turn in range(2):
+        os.utime(prepared / "README.md", (1e9 + turn, 1e9 + turn))
+        status, said = build(prepared, "wheel", SOURCE_DATE_EPOCH="1700000000")
+        assert status == 0, said
+        made.append({file.name: file.read_bytes() for file in (prepared / "dist").iterdir()})
+    assert len(made[0]) == 2
+    assert made[0] == made[1]
+
+
+def test_the_time_is_the_commits_also_in_a_clone_of_somebody_else(tree: Path) -> None:
+    git = ["git", "-C", str(tree), "-c", "user.name=a", "-c", "user.email=a@b.invalid"]
+    environment = {**os.environ, "GIT_COMMITTER_DATE": "1600000000 +0000"}
+    for arguments in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "a"]):
+        subprocess.run([*git, *arguments], check=True, env=environment)
+    subprocess.run(["chown", "-R", "65534", tree], check=True)
+    done = subprocess.run(
+        ["sh", "-x", tree / "scripts/build", "rpm"], capture_output=True, text=True, cwd=tree
+    )
+    assert "+ : 1600000000\n" in done.stderr
+
+
 def test_the_wheel_installs_the_programs(tmp_path: Path) -> None:
     argv = [
         sys.executable,
@@ -93,15 +170,3 @@ def test_the_source_distribution_makes_the_same_wheel(tmp_path: Path) -> None:
         assert {name: one.read(name) for name in one.namelist()} == {
             name: other.read(name) for name in other.namelist()
         }
-
-
-def test_the_containerfile_runs_a_relay_without_root() -> None:
-    """No container engine is needed for tests, so only what it says is looked at."""
-    text = (ROOT / "Containerfile").read_text()
-    user = [line for line in text.splitlines() if line.startswith("USER ")]
-    assert user
-    assert user[-1] not in ("USER root", "USER 0")
-    assert "scripts/build relay" in text
-    for line in text.splitlines():
-        if line.startswith("COPY ") and "--from" not in line:
-            assert all((ROOT / name).exists() for name in line.split()[1:-1]), line

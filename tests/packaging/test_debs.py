@@ -5,6 +5,7 @@ No systemd runs there; what the units do when one does is shown on a booted Debi
 
 from __future__ import annotations
 
+import gzip
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from shadowmesh import __version__
+from shadowmesh.cli.completion import PLACES
 from shadowmesh.testing import artifacts, guide
 from shadowmesh.testing.artifacts import ARCH, ROOT
 from shadowmesh.testing.machine import Machine
@@ -41,7 +43,7 @@ def machine(tmp_path: Path) -> Iterator[Machine]:
 
 
 def dpkg(machine: Machine, what: str, *, check: bool = True) -> str:
-    command = f"cd /opt && dpkg --force-confold --force-unsafe-io {what}"
+    command = f"cd /opt && dpkg --force-unsafe-io {what} </dev/null"
     done = machine.shell(command, check=check, timeout=120)
     return done.stdout + done.stderr
 
@@ -85,6 +87,29 @@ def test_what_is_in_a_package(program: str) -> None:
     conditions = {f"ConditionPathExists={CONFIG}", f"ConditionPathExists={KEY}"}
     start = {f"ExecStart=/usr/bin/{name} " + {"relay": f"-config {RELAY_CONFIG}", "daemon": CONFIG}[program]}
     assert kept == start | (conditions if program == "daemon" else set())
+    assert {"Type=notify", "NotifyAccess=all"} <= set(unit.splitlines()) & set(hardened.splitlines())
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_package_has_the_pages_that_it_names(program: str) -> None:
+    name = f"shadowmesh-{program}"
+    root = ROOT / f"build/deb/{name}"
+    texts = [root / f"usr/lib/systemd/system/{name}.service", *(root / "DEBIAN").iterdir()]
+    named = re.findall(
+        r"\S*\bdocs?/\S+\.md", "".join(file.read_text() for file in texts if file.suffix != ".md")
+    )
+    named = [page for page in named if "md5sums" not in page]
+    assert named
+    for page in named:
+        assert (root / page.lstrip("/")).is_file(), page
+    for page in (
+        f"share/man/man8/{name}.8.gz",
+        f"lib/{name}/shadowmesh.1.gz",
+        f"lib/{name}/shadowmesh.yaml.5.gz",
+    ):
+        text = gzip.decompress((root / "usr" / page).read_bytes()).decode().replace("\\-", "-")
+        assert re.search(r'^\.TH \S+ \d "\d{4}-\d\d-\d\d" ', text), page
+        assert "shadowmesh demo" not in text
 
 
 def test_the_same_tree_is_packed_to_the_same_bytes(tmp_path: Path) -> None:
@@ -93,8 +118,8 @@ def test_the_same_tree_is_packed_to_the_same_bytes(tmp_path: Path) -> None:
     for turn in range(2):
         tree = tmp_path / f"tree{turn}"
         shutil.copytree(ROOT / "build/deb/shadowmesh-relay/DEBIAN", tree / "DEBIAN")
-        shutil.copytree(ROOT / "build/deb/shadowmesh-relay/etc", tree / "etc")
-        os.utime(tree / "etc", (2e9 + turn, 2e9 + turn))
+        shutil.copytree(ROOT / "build/deb/shadowmesh-relay/usr/share", tree / "usr/share", symlinks=True)
+        os.utime(tree / "usr", (2e9 + turn, 2e9 + turn))
         argv = ["dpkg-deb", "--root-owner-group", "-Zxz", "--build", str(tree), str(tmp_path / f"{turn}.deb")]
         subprocess.run(
             argv, env={**os.environ, "SOURCE_DATE_EPOCH": "1700000000"}, check=True, capture_output=True
@@ -116,6 +141,7 @@ def test_a_client_from_install_to_purge(machine: Machine) -> None:
         f"shadowmesh-daemon {__version__}",
     ]
     assert "shadowmesh:x:" in accounts(machine)
+    assert machine.shell("man -w shadowmesh.yaml shadowmesh shadowmesh-daemon").stdout.count(".gz\n") == 3
     # Configured with the file of the package, upgraded, removed: nothing of it is lost.
     machine.shell(f"cp /usr/share/shadowmesh-daemon/client-config.yaml {CONFIG}")
     machine.shell(f"sed -i 's/10.X/10.7/; s/YOUR_RELAY_IP/192.0.2.1/' {CONFIG}")
@@ -157,7 +183,7 @@ def test_a_relay_from_install_to_purge(machine: Machine) -> None:
     machine.shell(f"echo 'region: mine' >{RELAY_CONFIG}; shadowmesh relay-keys add laptop || true")
     dpkg(machine, "-i relay.deb")
     assert machine.path(RELAY_CONFIG).read_text() == "region: mine\n"
-    machine.shell("shadowmesh relay-keys add laptop")
+    machine.shell(f"shadowmesh relay-keys add laptop; touch {RELAY_CONFIG}.bak2")
     dpkg(machine, "-P shadowmesh-relay")
     assert files(machine) == before
     assert accounts(machine) == ""
@@ -185,9 +211,13 @@ def test_both_on_one_host_share_the_user_until_the_last_is_purged(machine: Machi
 
 
 def test_what_an_administrator_made_by_the_guide_stays(machine: Machine) -> None:
-    """The user, and a configuration with the key in it, which the service cannot use: that is said."""
+    """The user, a relay's configuration, and a client's with the key in it, of no use to the service."""
     machine.shell("useradd -r -s /bin/false shadowmesh")
     machine.write(CONFIG, guide.CLIENT_CONFIG, mode=0o600)
+    machine.write(RELAY_CONFIG, guide.RELAY_CONFIG)
+    assert "prompt" not in dpkg(machine, "-i relay.deb")
+    assert machine.path(RELAY_CONFIG).read_text() == guide.RELAY_CONFIG
+    dpkg(machine, "-P shadowmesh-relay")
     said = dpkg(machine, "-i daemon.deb")
     assert machine.path(CONFIG).read_text() == guide.CLIENT_CONFIG
     assert not machine.path(KEY).exists()
@@ -217,6 +247,155 @@ def test_a_package_interrupted_half_way_is_finished_by_the_next_try(machine: Mac
         assert machine.path(KEY).read_text() == key
         assert machine.path(CONFIG).read_text() == "mine: yes\n"
     assert "dpkg-new" not in " ".join(files(machine))
+
+
+KILL_DPKG = """\
+#!/bin/sh
+script=$(sed -n 's/^PPid:\t//p' /proc/$PPID/status)
+grep -q dpkg /proc/$script/comm && kill -9 $script $PPID
+"""
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_scripts_of_a_package_interrupted_are_run_again(machine: Machine, program: str) -> None:
+    """After the key and the configuration are made, and in the middle of a removal."""
+    before = files(machine)
+    config = KEY if program == "daemon" else RELAY_CONFIG
+
+    def interrupted(what: str, at: str) -> str:
+        machine.write(f"/usr/local/sbin/{at}", KILL_DPKG, mode=0o755)
+        machine.shell(f"dpkg {what}", check=False, timeout=120)
+        machine.path(f"/usr/local/sbin/{at}").unlink()
+        return state()
+
+    def state() -> str:
+        shown = f"dpkg-query -W -f '${{db:Status-Abbrev}}' shadowmesh-{program}"
+        return machine.shell(shown).stdout.strip()
+
+    assert interrupted(f"-i /opt/{program}.deb", "deb-systemd-helper") == "iF"
+    made = machine.path(config).read_text()
+    dpkg(machine, "--configure -a")
+    assert (state(), machine.path(config).read_text()) == ("ii", made)
+    assert interrupted(f"-r shadowmesh-{program}", "update-alternatives") == "rF"
+    dpkg(machine, f"-r shadowmesh-{program}")
+    assert state() == "rc"
+    assert machine.path(config).read_text() == made
+    dpkg(machine, f"-P shadowmesh-{program}")
+    assert files(machine) == before
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_link_into_a_clone_is_not_written_through(machine: Machine, program: str) -> None:
+    name = f"shadowmesh-{program}"
+    machine.write("/opt/clone/deploy/nginx/shadowmesh-relay.conf", "mine\n")
+    machine.link(f"/usr/share/{name}", "/opt/clone")
+    before = files(machine)
+    said = dpkg(machine, f"-i {program}.deb", check=False)
+    assert f"{name}: /usr/share/{name} is a symbolic link to /opt/clone" in said
+    assert {path for path in files(machine) if path not in before} == set()
+    assert (
+        machine.shell("find /opt/clone -type f").stdout == "/opt/clone/deploy/nginx/shadowmesh-relay.conf\n"
+    )
+    machine.path(f"/usr/share/{name}").unlink()
+    dpkg(machine, f"-i {program}.deb")
+
+
+@pytest.mark.parametrize(
+    ("program", "unit"),
+    [("relay", "shadowmesh-relay"), ("daemon", "shadowmesh-daemon"), ("daemon", "shadowmesh")],
+)
+def test_a_unit_of_an_administrator_is_named_and_what_it_needs_is_kept(
+    machine: Machine, program: str, unit: str
+) -> None:
+    name, file = f"shadowmesh-{program}", f"/etc/systemd/system/{unit}.service"
+    config, text = {
+        "relay": (RELAY_CONFIG, guide.RELAY_CONFIG),
+        "daemon": (CONFIG, guide.CLIENT_CONFIG),
+    }[program]
+    machine.write(file, f"[Service]\nExecStart=/opt/shadowmesh/{name} {config}\n")
+    machine.write(config, text)
+    machine.write(f"/usr/local/bin/{name}", "")
+    said = dpkg(machine, f"-i {program}.deb").splitlines()
+    (line,) = [line for line in said if "its service is not enabled" in line]
+    assert line.startswith(f"{name}: ")
+    change = (
+        f"systemctl disable --now {unit}; rm {file}; systemctl daemon-reload; systemctl enable --now {name}"
+    )
+    assert line.endswith(f"to change over: {change}")
+    assert f"/usr/local/bin/{name} hides the package's command" in "".join(said)
+    links = f"find /etc/systemd/system -name '{name}.service' -o -name shadowmesh.service"
+    found = machine.shell(links).stdout.split()
+    assert found == ([file] if unit in (name, "shadowmesh") else [])
+    dpkg(machine, f"-P {name}")
+    assert machine.path(config).read_text() == text
+    assert machine.path(file).is_file()
+
+
+def test_a_unit_edited_in_full_is_still_the_packages(machine: Machine) -> None:
+    file = "/etc/systemd/system/shadowmesh-relay.service"
+    machine.write(file, f"[Service]\nExecStart=/usr/bin/shadowmesh-relay -config {RELAY_CONFIG}\n")
+    assert "its service is not enabled" not in dpkg(machine, "-i relay.deb")
+    dpkg(machine, "-P shadowmesh-relay")
+    assert not machine.path(RELAY_CONFIG).exists()
+
+
+def test_completion_is_installed(machine: Machine) -> None:
+    """By both packages, and that of the one that stays stays."""
+    dpkg(machine, "-i relay.deb daemon.deb")
+    dpkg(machine, "-P shadowmesh-daemon")
+    for place in PLACES.values():
+        assert "_SHADOWMESH_COMPLETE" in machine.shell(f"cat {place}").stdout
+    script = (
+        f". {PLACES['bash']}; COMP_WORDS=(shadowmesh rel); COMP_CWORD=1; _shadowmesh_completion shadowmesh"
+    )
+    done = machine.shell(f"bash -c '{script}; echo $COMPREPLY'")
+    assert done.stdout.split() == ["relay-keys"]
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_an_invitation_has_its_qr_code(program: str, tmp_path: Path) -> None:
+    """Drawn by a library that wants more of Python than the rest."""
+    command = tmp_path / "shadowmesh"
+    command.symlink_to(
+        artifacts.deb(program).parent.parent / f"build/programs/shadowmesh-{program}/shadowmesh-{program}"
+    )
+    config = tmp_path / "client-config.yaml"
+    network = [
+        "--network",
+        "10.10.10.0/24",
+        "--relay",
+        "ws://192.0.2.1:9545",
+        "--name",
+        "a",
+        "-o",
+        str(config),
+    ]
+    subprocess.run([command, "init", "client", *network], check=True, capture_output=True)
+    argv = [str(command), "invite", "laptop", "--qr", "--config", str(config)]
+    done = subprocess.run(argv, capture_output=True, text=True, env={"LANG": "C.UTF-8"})
+    assert done.returncode == 0, done.stderr
+    assert "\u2588" in done.stdout
+
+
+def test_a_service_that_does_not_start_has_its_last_words_in_one_line(tmp_path: Path) -> None:
+    bin = tmp_path / "bin"
+    bin.mkdir()
+    last = '"-t shadowmesh-relay --since @"'
+    for name, text in {
+        "deb-systemd-invoke": 'echo "Could not execute systemctl: at X line 145." >&2; exit 1',
+        "journalctl": f'case $* in *--sync*) ;; *{last}*) echo "relay cannot start: port" ;; esac',
+    }.items():
+        (bin / name).write_text(f"#!/bin/sh\n{text}\n")
+        (bin / name).chmod(0o755)
+    common = (ROOT / "packaging/debian/common.sh").read_text().replace("#NAME#", "shadowmesh-relay")
+    environment = {"PATH": f"{bin}:{os.environ['PATH']}"}
+    argv = ["sh", "-ec", f"{common}\nservice start"]
+    done = subprocess.run(argv, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (
+        0,
+        "shadowmesh-relay: shadowmesh-relay.service did not start: relay cannot start: port;"
+        " more: journalctl -u shadowmesh-relay -n 20\n",
+    )
 
 
 def test_another_architecture_is_refused_in_words(machine: Machine) -> None:

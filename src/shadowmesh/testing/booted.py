@@ -111,7 +111,7 @@ class Booted:
     def __init__(self, suite: str = SUITE) -> None:
         self._suite = suite
         self._console: Program | None = None
-        self._directory = tempfile.TemporaryDirectory(prefix="shadowmesh-booted-")
+        self._log = os.memfd_create("console")  # in memory, so that a kill -9 leaves no file behind either
         self._leader = 0
 
     def __enter__(self) -> Self:
@@ -136,12 +136,8 @@ class Booted:
         argv += [f"--machine=shadowmesh-{secrets.token_hex(4)}", "--console=pipe"]
         argv += ["--register=no", "--keep-unit", "--link-journal=no", "--resolv-conf=off", "--timezone=off"]
         argv += ["--private-network", "--capability=CAP_NET_ADMIN", "--bind=/dev/net/tun"]
-        log = Path(self._directory.name) / "console.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                argv, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
-            )
-        self._console = Program("systemd-nspawn", process, log)
+        process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=self._log, stderr=subprocess.STDOUT)
+        self._console = Program("systemd-nspawn", process, Path(f"/proc/self/fd/{self._log}"))
         self._leader = self.wait_for(self._init, "init", _BOOT_SECONDS)
         self.wait_for(
             lambda: self.shell("systemctl is-system-running --wait", check=False).stdout.strip() == "running",
@@ -167,11 +163,13 @@ class Booted:
                 with suppress(LabError):
                     self._console.wait(_POWER_OFF_SECONDS)
         finally:
-            if self._console is not None and self._console.status is None:
-                self._console.kill()
-                leader = Path(f"/proc/{self._leader}")
-                wait_for(lambda: not self._leader or not leader.exists(), "end of the system")
-            self._directory.cleanup()
+            try:
+                if self._console is not None and self._console.status is None:
+                    self._console.kill()
+                    leader = Path(f"/proc/{self._leader}")
+                    wait_for(lambda: not self._leader or not leader.exists(), "end of the system")
+            finally:
+                os.close(self._log)
 
     def path(self, path: str) -> Path:
         """Where this process finds the system's file `path`."""
