@@ -5,7 +5,7 @@ service() { # ACTION
     began=$(date +%s)
     if ! deb-systemd-invoke "$1" "$unit" >/dev/null 2>&1; then
         journalctl --sync 2>/dev/null || :
-        last=$(journalctl --quiet --no-pager -o cat -n 1 -t #NAME# --since "@$began" 2>/dev/null) || :
+        last=$(journalctl --quiet --no-pager --reverse -o cat -n 1 -t #NAME# --since "@$began" 2>/dev/null) || :
         echo "#NAME#: $unit did not $1: ${last:-no word of it}; more: journalctl -u #NAME# -n 20" >&2
     fi
 }

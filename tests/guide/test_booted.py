@@ -378,3 +378,57 @@ def to_the_packages(debian: Debian) -> None:
         assert debian.shell(f"readlink -f $(which {unit})").stdout == f"/usr/lib/{unit}/{unit}\n"
         assert debian.show(unit, "NRestarts") == "0"
         assert debian.shell(f"systemctl is-enabled {unit}").stdout == "enabled\n"
+
+
+def test_a_taken_port_and_single_files_without_python_by_our_units(dist: Path) -> None:
+    with Debian() as debian:
+        debian.shell("rm -rf /usr/bin/python3* /usr/lib/python3*")
+        for program, file in zip((RELAY, DAEMON), SINGLE_FILES, strict=True):
+            debian.copy(dist / file, f"/opt/shadowmesh/{program}")
+            debian.shell(f"chmod 755 /opt/shadowmesh/{program}")
+        taken_port(debian)
+
+        debian.shell(
+            "useradd -r -s /bin/false shadowmesh && ln -s shadowmesh-daemon /opt/shadowmesh/shadowmesh"
+        )
+        debian.shell(f"mkdir -p /etc/shadowmesh; (umask 077; /opt/shadowmesh/shadowmesh keygen > {KEY})")
+        text = guide.client_config(ip=f"{ADDRESS}/24", key="", peer_id="laptop", server="ws://127.0.0.1:9545")
+        changes = {"encryption": None, "daemon": {"listen_address": "127.0.0.1:9091"}}
+        debian.write(CLIENT_CONFIG, guide.merged(text, changes))
+        debian.write(RELAY_CONFIG, guide.RELAY_CONFIG)
+        for program in (RELAY, DAEMON):
+            unit = (artifacts.ROOT / f"deploy/systemd/{program}.service").read_text()
+            debian.write(
+                f"/etc/systemd/system/{program}.service",
+                unit.replace("/opt/shadowmesh/.venv/bin", "/opt/shadowmesh"),
+            )
+        debian.shell(f"systemctl daemon-reload && systemctl start {RELAY} {DAEMON}")
+        debian.wait_for(lambda: "healthy" in debian.health() and connected(debian), "both")
+        for unit in (RELAY, DAEMON):
+            for signal in ("KILL", "STOP"):
+                one_that_works(debian, unit, signal)
+        debian.wait_for(lambda: "healthy" in debian.health() and connected(debian), "both again")
+
+
+def taken_port(debian: Debian) -> None:
+    """The package is installed and says in one line what keeps its relay from running; later it runs."""
+    debian.shell("systemd-run --unit=taken /opt/shadowmesh/shadowmesh-relay")
+    debian.wait_for(lambda: "healthy" in debian.health(), "the other relay")
+    said = debian.install(PACKAGES[0])
+    (line,) = [line for line in said.splitlines() if "did not start" in line]
+    assert "health_port 8080" in line
+    assert "Could not execute" not in said
+    debian.shell("systemctl stop taken")
+    debian.wait_for(lambda: debian.active(RELAY) and "healthy" in debian.health(), "relay at the free port")
+    debian.shell("apt purge -y shadowmesh-relay")
+
+
+def one_that_works(debian: Debian, unit: str, signal: str) -> None:
+    """Of a single file's two processes the one that works is killed, or hangs: there is another one soon."""
+    debian.write(
+        f"/run/systemd/system/{unit}.service.d/test.conf", "[Service]\nWatchdogSec=2\nRestartSec=100ms\n"
+    )
+    debian.shell(f"systemctl daemon-reload && systemctl restart {unit}")
+    first = debian.pid(unit)
+    debian.shell(f"pkill -{signal} --parent {first}")
+    debian.wait_for(lambda: debian.pid(unit) not in ("0", first) and debian.ready(unit), "another one")

@@ -136,23 +136,23 @@ def test_the_time_is_the_commits_also_in_a_clone_of_somebody_else(tree: Path) ->
     assert "+ : 1600000000\n" in done.stderr
 
 
-def test_the_wheel_installs_the_programs(tmp_path: Path) -> None:
-    argv = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--no-deps",
-        "--no-index",
-        "--target",
-        str(tmp_path),
-    ]
-    subprocess.run([*argv, str(artifacts.wheel())], check=True, capture_output=True)
+def test_the_wheel_installs_the_programs_with_what_they_need(tmp_path: Path) -> None:
+    """As pipx does: an empty environment, into which goes what the wheel says that it needs, and no more."""
+    python = str(tmp_path / "bin/python")
+    subprocess.run([sys.executable, "-m", "venv", tmp_path], check=True)
+    pinned = ["--require-hashes", "-r", str(ROOT / "requirements/run.txt")]
+    for what in (["install", *pinned], ["install", "--no-index", str(artifacts.wheel())], ["check"]):
+        subprocess.run([python, "-m", "pip", "--quiet", *what], check=True, capture_output=True)
     for name in ("shadowmesh", "shadowmesh-relay", "shadowmesh-daemon"):
-        argv = [str(tmp_path / "bin" / name), "--version"]
-        done = subprocess.run(argv, capture_output=True, text=True, env={"PYTHONPATH": str(tmp_path)})
+        done = subprocess.run([tmp_path / "bin" / name, "--version"], capture_output=True, text=True, env={})
         assert done.stdout == f"{name} {__version__}\n", done.stderr
+    config = ROOT / "tests/guide/config/relay-config.yaml"
+    argv = [f"{tmp_path}/bin/shadowmesh", "check-config", "--relay", str(config)]
+    done = subprocess.run(argv, capture_output=True, text=True, env={})
+    assert not done.returncode, done.stderr
+
+
+def test_what_is_in_the_wheel() -> None:
     with zipfile.ZipFile(artifacts.wheel()) as wheel:
         names = wheel.namelist()
     assert "shadowmesh/py.typed" in names
