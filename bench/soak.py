@@ -62,6 +62,7 @@ class Effort:
     """How much, for how long (seconds)."""
 
     warm: float
+    """Until the heap is as high as this load makes it: 210 s have been seen."""
     soak: float
     every: float
     """Between two samples."""
@@ -74,7 +75,7 @@ class Effort:
     """What the probe is told: of the relay's timers."""
 
 
-FULL = Effort(60.0, 600.0, 10.0, 20, 60, 24, 1.0, "full")
+FULL = Effort(240.0, 600.0, 10.0, 20, 60, 24, 1.0, "full")
 QUICK = Effort(0.6, 2.5, 0.5, 4, 10, 24, 0.1, "quick")
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import gc
 import socket
 import struct
+import termios
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
@@ -58,7 +60,11 @@ def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, 
 
 
 def reset(peer: socket.socket) -> None:
-    """Close a connection with RST, at once."""
+    """Close a connection with RST once the other side's kernel has all that was sent: RST throws away the rest."""
+    ends = time.monotonic() + 1.0
+    while int.from_bytes(fcntl.ioctl(peer, termios.TIOCOUTQ, bytes(4)), "little"):
+        assert time.monotonic() < ends, "what was sent before a reset is not acknowledged"
+        time.sleep(0.001)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     peer.close()
 
