@@ -60,7 +60,7 @@ def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, rsv: int = 0, 
 
 
 def reset(peer: socket.socket) -> None:
-    """Close a connection with RST once the other side's kernel has all that was sent: RST throws away the rest."""
+    """Close a connection with RST, once the other kernel has what was sent: RST throws away the rest."""
     ends = time.monotonic() + 1.0
     while int.from_bytes(fcntl.ioctl(peer, termios.TIOCOUTQ, bytes(4)), "little"):
         assert time.monotonic() < ends, "what was sent before a reset is not acknowledged"
