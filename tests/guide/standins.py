@@ -17,7 +17,7 @@ CLONE = "/opt/shadowmesh"
 _GIT = "git -c user.name=test -c user.email=test@localhost"
 _REFUSE = 'refuse() { echo "${0##*/} $*: unknown here" >&2; exit 2; }\n'
 _APT = """\
-known=" caddy certbot curl git nftables nginx python3 python3-venv ufw "
+known=" caddy certbot curl git nftables nginx prometheus python3 python3-venv ufw "
 case $* in
 update) exit ;;
 "install -y "?*) shift 2 ;;

@@ -144,6 +144,11 @@ def test_the_relay_of_the_package_runs(relay: Debian) -> None:
     assert json.loads(health).keys() == json.loads(DEPLOY.text("A relay / Verify", 1)).keys()
     assert json.loads(ready)["status"] == "ready"
     assert "shadowmesh_relay_connections{" in metrics
+    process = dict(re.findall(r"^process_(\w+) ([\d.e+]+)$", metrics, re.MULTILINE))
+    now = float(relay.shell("date +%s").stdout)
+    # What /proc shows to the hardened unit.
+    assert now - 120 < float(process["start_time_seconds"]) <= now + 1
+    assert float(process["open_fds"]) > 5
     assert relay.shell(f"ps -o user= -p {relay.pid(RELAY)}").stdout.strip() in ("shadowmesh", "shadowm+")
     assert relay.exposure(RELAY) <= 1.5
 
@@ -326,9 +331,7 @@ def test_the_guide_with_its_single_files_and_its_units(dist: Path) -> None:
     with Debian() as debian:
         for section in ("1. Server Preparation", "2. Binary Installation"):
             debian.copy(dist / SINGLE_FILES[0], f"/root/{SINGLE_FILES[0]}")
-            for command in GUIDE.commands(f"{CHAPTER} / {section}"):
-                if not command.startswith(("wget", "sudo apt")):
-                    debian.shell(command)
+            GUIDE.run(debian, f"{CHAPTER} / {section}", booted=True)
         debian.write(RELAY_CONFIG, GUIDE.text(f"{CHAPTER} / 3. Configuration"))
         debian.write(f"/etc/systemd/system/{RELAY}.service", GUIDE.text(f"{CHAPTER} / 4. Systemd Service"))
         *_, status, _ = GUIDE.run(debian, f"{CHAPTER} / 5. Start Relay Server", booted=True).values()

@@ -1,4 +1,4 @@
-"""docs/deploy.md typed into one machine in the page's order, up to TLS."""
+"""docs/deploy.md typed into one machine in the page's order, up to TLS; and docs/monitoring.md."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from guide import standins
-from guide.pages import DEPLOY, GUIDE, ROOT, need
+from guide.pages import DEPLOY, GUIDE, MONITORING, ROOT, need
 from shadowmesh.testing import guide
 from shadowmesh.testing.machine import Machine
 from shadowmesh.testing.netlab import Lab
@@ -156,3 +156,12 @@ def test_rules_for_iptables(relay: Relay) -> None:
     need(iptables="iptables")
     _, shown = DEPLOY.run(relay.machine, "A relay / Firewall", 3, instead=OF_THE_CLONE).values()
     assert "limit: above 20/sec burst 200" in shown
+
+
+def test_prometheus(relay: Relay) -> None:
+    """It scrapes a relay in test_monitoring.py."""
+    need(promtool="prometheus")
+    relay.machine.shell("rm -f /etc/prometheus/*.yml")
+    MONITORING.run(relay.machine, "Prometheus", instead=OF_THE_CLONE)
+    checked, _ = MONITORING.run(relay.machine, "Prometheus", 1).values()
+    assert re.search(r"SUCCESS: \d+ rules found", checked)

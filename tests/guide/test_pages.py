@@ -14,7 +14,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-from guide.pages import BOOTED_ONLY, CLIENT, DEPLOY, GUIDE, NOT_RUN, ROTATION, SERVICE, START, Page, left_out
+from guide.pages import (
+    BOOTED_ONLY,
+    CLIENT,
+    DEPLOY,
+    GUIDE,
+    MONITORING,
+    NOT_RUN,
+    ROTATION,
+    SERVICE,
+    START,
+    Page,
+    left_out,
+)
 from shadowmesh.config import load_client_config
 from shadowmesh.errors import ConfigError
 from shadowmesh.testing import guide
@@ -68,6 +80,7 @@ KNOWN = {
         "Several relays": ["test_relay.py"],
         "When it does not work": ["test_deploy.py"],
     },
+    MONITORING: {"Prometheus": ["test_deploy.py", "test_deploy.py"]},
     SERVICE: {
         "By the package": ["test_booted.py"],
         "From a clone": ["test_client_pages.py"],
@@ -144,7 +157,7 @@ def used(target: ast.expr, names: list[str]) -> bool:
     return isinstance(target, ast.Tuple) and all(name in names for name in there)
 
 
-TYPED = {"DEPLOY": DEPLOY, "SERVICE": SERVICE, "START": START}
+TYPED = {"DEPLOY": DEPLOY, "MONITORING": MONITORING, "SERVICE": SERVICE, "START": START}
 SHELLS = ("sh", "bash")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import re
 import termios
 from pathlib import Path
 
@@ -67,8 +68,11 @@ def test_a_thousand_readers_that_stop(tmp_path: Path) -> None:
                 assert turns == sorted(set(turns)), "in order, each once, the older ones are missing"
                 await siege.talk()
             relay.wait_for(lambda: not numbers()["connections"], "the end of all connections")
-            found = numbers()
+            text = relay.get("/metrics", relay.metrics_port).text
+            found = scraped(text)
             assert (found["frames_queued"], found["queued_bytes"]) == (0, 0)
+            reasons = re.findall(r"^shadowmesh_relay_drops_total{.*} (\S+)$", text, re.MULTILINE)
+            assert sum(map(float, reasons)) == found["frames_dropped"]
             assert found["frames_total"] == found["frames_relayed_total"] + found["frames_dropped"]
 
         run_attack(main, seconds=60)

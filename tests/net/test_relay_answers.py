@@ -39,6 +39,15 @@ def broken(relay: TestRelay) -> None:
     relay.server.admission = None  # type: ignore[assignment]
 
 
+REASONS = {
+    **dict.fromkeys((400, 404, 426, 431), "bad_request"),
+    403: "origin",
+    429: "too_many_from_source",
+    500: "internal_error",
+    503: "full",
+}
+
+
 @pytest.mark.parametrize(
     ("request_", "prepare", "status", "words"),
     [
@@ -72,6 +81,9 @@ def test_http(request_: str, prepare: Callable[[TestRelay], None] | None, status
         assert status == 101 or words in (await peer.reader.read(1000)).decode()
         await peer.close()
         relay.server.admission = admission
+        if reason := REASONS.get(status):
+            await relay.until(lambda: relay.counters.refused.total(), "counting it")
+            assert +relay.counters.refused == {reason: 1}
 
     scenario()
 

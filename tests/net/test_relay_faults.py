@@ -115,6 +115,29 @@ def test_a_broken_write_at_the_end_of_a_read() -> None:
     assert drive(main, errors=None) == ["unhandled exception in Connection: RuntimeError('a bug')"]
 
 
+def test_a_broken_write_of_what_waited() -> None:
+    async def main() -> None:
+        async with (
+            running_relay(QUICK, write_buffer_size=1) as relay,
+            relay.client() as a,
+            relay.client() as b,
+        ):
+            await a.join(A, device="a")
+            await b.join(B, device="b")
+            victim = holder(relay, B)
+            b.ws.transport.pause_reading()
+            while not relay.server.memory.frames:
+                await a.send(frame(B, A, bytes(60_000)))
+            victim.send_binary = lambda frame: fails()
+            b.ws.transport.resume_reading()
+            await relay.until(lambda: victim.done, "the end of the connection")
+            assert relay.counters.drops["internal_error"] == 1
+            assert relay.counters.closes == {1011: 1}
+            relay.check_account()
+
+    assert drive(main, errors=None) == ["unhandled exception in Connection: RuntimeError('a bug')"]
+
+
 def test_a_broken_connection_does_not_stop_the_drain(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
         async with running_relay(QUICK) as relay, relay.client() as a, relay.client() as b:

@@ -177,6 +177,7 @@ async def test_log_routing(relay: TestRelay) -> None:
 # -- zero knowledge
 
 DIRECT, BEHIND, PROXY = "127.0.0.77", "203.0.113.77", "127.0.0.78"
+ORIGIN = "https://x.example"
 PAYLOAD = b"what nobody else may read"
 SECRETS = ["network", "a", "b", "c"]
 
@@ -205,7 +206,7 @@ async def busy(relay: TestRelay) -> None:
         await c.closed()
         for url, options in (
             (relay.url + "x" * 99, direct),
-            (relay.url, behind | {"origin": "https://x.example"}),
+            (relay.url, behind | {"origin": ORIGIN}),
         ):
             with pytest.raises(InvalidStatus):
                 await connect(url, proxy=None, **options)
@@ -275,7 +276,15 @@ def test_zero_knowledge(log: io.StringIO) -> None:
         "unhandled exception in Logged",
     } <= events
     assert "shadowmesh_relay_frames_total" in text
-    forbidden = {DIRECT, BEHIND, PROXY, PAYLOAD.decode(), PAYLOAD.hex(), b64encode(PAYLOAD).decode()[:-4]}
+    forbidden = {
+        DIRECT,
+        BEHIND,
+        PROXY,
+        "x.example",
+        PAYLOAD.decode(),
+        PAYLOAD.hex(),
+        b64encode(PAYLOAD).decode()[:-4],
+    }
     for name in SECRETS:
         secret = key(name).private_bytes_raw()
         forbidden |= {secret.hex(), b64encode(secret).decode(), public(key(name)).hex()}
@@ -290,6 +299,7 @@ def test_without_zero_knowledge(log: io.StringIO) -> None:
     joined = [line for line in lines if line["event"] == "client joined"]
     assert [line["source"] for line in joined] == [DIRECT, BEHIND]
     assert [line["device"] for line in joined] == [public(key(name)).hex() for name in ("a", "b")]
+    assert [line["detail"] for line in lines if line.get("why") == "origin"] == [ORIGIN]
     assert {line["source"] for line in lines if line["event"] == "client refused"} == {BEHIND}
     forbidden = [PAYLOAD.decode(), PAYLOAD.hex(), *(key(name).private_bytes_raw().hex() for name in SECRETS)]
     assert [each for each in forbidden if each in text] == []

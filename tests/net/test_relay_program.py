@@ -46,6 +46,7 @@ def test_start_up_lines_name_ports_and_what_has_no_effect(relay: RelayProgram) -
         "origins=*",
         "trusted_proxies=none",
         "max_connections=1000",
+        "connection_timeout=300 silent_after=45.0",
         "drain_window=3",
     ):
         assert fact in ready

@@ -157,6 +157,38 @@ def test_a_metrics_port_that_is_taken_changes_nothing(relay: RelayProgram) -> No
     assert relay.metric("max_connections") == 7
 
 
+def test_health_and_metrics_ports_are_moved_under_traffic(relay: RelayProgram) -> None:
+    """To other numbers, exchanged, and to another address with the same number."""
+    health, metrics = relay.health_port, relay.metrics_port
+    a, b = free_ports(2)
+    local = {"health_bind": "127.0.0.1", "metrics_bind": "127.0.0.1"}
+
+    async def scenario() -> None:
+        async with numbered_frames(relay.url):
+            for ports, binds in (((a, b), {}), ((b, a), {}), ((b, a), local), ((health, b), {})):
+                relay.configure({"health_port": ports[0], "metrics_port": ports[1], **binds})
+                said = await asyncio.to_thread(relay.hang_up)
+                assert "needs a restart" not in said
+                assert relay.get("/health", ports[0]).json()["status"] == "healthy"
+                assert relay.get("/metrics", ports[1]).status_code == 200
+                for closed in {health, metrics, a, b} - set(ports):
+                    with pytest.raises(httpx.ConnectError):
+                        relay.get("/health", closed)
+            assert "client left" not in relay.text()
+
+    asyncio.run(scenario())
+
+
+def test_one_port_that_is_taken_moves_none(relay: RelayProgram) -> None:
+    """The health port would take the number of the metrics port, which so is closed and opened again."""
+    taken = free_ports(1)[0]
+    with socket.create_server(("", taken)):
+        relay.configure({"health_port": relay.metrics_port, "metrics_port": taken, "max_connections": 7})
+        assert f"why='metrics_port {taken}: another program has this port" in relay.hang_up()
+    assert relay.get("/health").json()["max_connections"] == 1000
+    assert relay.metric("max_connections") == 1000
+
+
 def test_tls_is_switched_on_and_off_for_new_connections(relay: RelayProgram, tmp_path: Path) -> None:
     certificate = make_certificate(tmp_path, ["127.0.0.1"])
     trust = ssl.create_default_context(cafile=certificate.ca)

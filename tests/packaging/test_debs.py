@@ -112,6 +112,18 @@ def test_a_package_has_the_pages_that_it_names(program: str) -> None:
         assert "shadowmesh demo" not in text
 
 
+def test_the_relays_package_has_what_its_pages_copy() -> None:
+    artifacts.deb("relay")
+    root = ROOT / "build/deb/shadowmesh-relay"
+    pages = "".join(page.read_text() for page in root.glob("usr/share/doc/*/*.md"))
+    named = set(re.findall(r"/usr/share/shadowmesh-relay/[\w./-]+", pages))
+    assert {f"/usr/share/shadowmesh-relay/{name}" for name in ("monitoring/alerts.yml", "deploy")} <= named
+    for path in named:
+        assert (root / path.lstrip("/")).exists(), path
+    shipped = {file.name for file in root.glob("usr/share/shadowmesh-relay/monitoring/*")}
+    assert shipped == {file.name for file in (ROOT / "monitoring").iterdir()}
+
+
 def test_the_same_tree_is_packed_to_the_same_bytes(tmp_path: Path) -> None:
     """The commit's time stands for all times: SOURCE_DATE_EPOCH."""
     sums = set()

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from shadowmesh.config.relay import RelayConfig
 
-RESTART = frozenset(
-    {
-        *("relay_port", "bind_address", "health_port", "health_bind", "metrics_port", "metrics_bind"),
-        "worker_threads",
-    }
-)
-"""Keys of sockets that are open, and of processes that run; all others apply while clients stay."""
+RESTART = frozenset({"relay_port", "bind_address", "worker_threads"})
+"""Keys of the clients' port, and of processes that run; all others apply while clients stay."""
 
 
 def needs_restart(old: RelayConfig, new: RelayConfig) -> list[str]:
@@ -37,10 +32,7 @@ def _different(old: RelayConfig, new: RelayConfig) -> list[str]:
 
 
 def _refused(old: RelayConfig, new: RelayConfig) -> list[str]:
-    # A metrics port that is closed, before or after, can be moved: opening it elsewhere drops nobody, and
-    # opening the old one would serve where the new file does not want it.
-    movable = () if old.metrics_enabled and new.metrics_enabled else ("metrics_port", "metrics_bind")
-    return [name for name in _different(old, new) if name in RESTART and name not in movable]
+    return [name for name in _different(old, new) if name in RESTART]
 
 
 def _shown(value: object) -> str:

@@ -128,6 +128,8 @@ class Server:
         """Whether a connection from this IP is let in; if not, it is closed at once."""
         self.refuses: Callable[[Request], Reject | None] = _nothing
         """Says no to a request for where it comes from, before it is known whether it is a good one."""
+        self.refused: Callable[[int], None] = _ignored
+        """Hears the status of each refusal that is not from `refuses`, the upgrade handler or picows."""
         self.log: Log | None = None
         """Of what is wrong with the host or its TLS; at a bounded rate, and without a word of a client's."""
         self.clock = TurnClock()
@@ -360,12 +362,13 @@ class Server:
             protocol.pending = None
         try:
             asked = _request(request, protocol.remote)
-            answer = self.refuses(asked) or _refusal(request) or self._upgrade(asked)
+            answer = self.refuses(asked) or self._refusal(request) or self._upgrade(asked)
         except Exception as exc:
             self._loop.call_exception_handler(
                 {"message": "unhandled exception in a WebSocket upgrade handler", "exception": exc}
             )
             answer = Reject(500, "internal error")
+            self.refused(500)
         if isinstance(answer, Reject):
             response = WSUpgradeResponse.create_error_response(
                 answer.status, f"{answer.body}\n".encode(), answer.headers
@@ -375,6 +378,11 @@ class Server:
         self.connections.add(answer)
         agreed = {"Sec-WebSocket-Protocol": answer.subprotocol} if answer.subprotocol else None
         return WSUpgradeResponseWithListener(WSUpgradeResponse.create_101_response(agreed), answer)
+
+    def _refusal(self, request: WSUpgradeRequest) -> Reject | None:
+        if answer := _refusal(request):
+            self.refused(answer.status)
+        return answer
 
 
 class _Pending:
@@ -405,6 +413,11 @@ class _ServerProtocol(Protocol):
         self.clock = server.clock
         self._server = server
         self.pending: _Pending | None = pending
+
+    def _too_long(self) -> memoryview:
+        if self.pending is not None:
+            self._server.refused(431)
+        return super()._too_long()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._server.lost(self)
@@ -440,6 +453,10 @@ def _everybody(host: str) -> bool:
 
 def _nothing(request: Request) -> Reject | None:
     return None
+
+
+def _ignored(status: int) -> None:
+    pass
 
 
 def _file_limit() -> tuple[int, int]:

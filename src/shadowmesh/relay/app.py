@@ -29,6 +29,9 @@ KEYS_SECONDS = 2.0
 
 log = get_logger("relay")
 
+_Place = tuple[str | None, int]  # address to bind, port
+_APPS = {"health_port": health_app, "metrics_port": metrics_app}
+
 
 class Relay:
     """A running relay; made by `start`."""
@@ -37,14 +40,12 @@ class Relay:
         self,
         server: Server,
         listener: Listener,
-        health: HttpServer,
-        metrics: HttpServer | None,
+        http: dict[str, tuple[_Place, HttpServer]],
         keys: KeysFile | None,
     ) -> None:
         self.server = server
         self.listener = listener
-        self.health = health
-        self.metrics = metrics
+        self._http = http
         self.keys = keys
         assert server.lag is not None
         self.tasks = [
@@ -55,16 +56,25 @@ class Relay:
         ]
         """They run to the end; one that fails is a bug, and the relay cannot go on without it."""
 
+    @property
+    def health(self) -> HttpServer:
+        """The health port."""
+        return self._http["health_port"][1]
+
+    @property
+    def metrics(self) -> HttpServer | None:
+        """The metrics port, while it is open."""
+        return self._http["metrics_port"][1] if "metrics_port" in self._http else None
+
     async def reconfigure(self, config: RelayConfig) -> None:
-        """Take over a configuration that moves no port. Raises StartError, and then nothing has changed."""
+        """Take over a configuration that leaves the relay port where it is.
+
+        Raises StartError, and then nothing has changed.
+        """
         certificate, old = _certificate(config), self.server.certificate
         renewed = certificate is not None and old is not None and certificate.differs(old)
         keys = await asyncio.to_thread(_keys, config)
-        if config.metrics_enabled and self.metrics is None:
-            self.metrics = await _serve_metrics(self.server, config)
-        elif self.metrics is not None and not config.metrics_enabled:
-            closing, self.metrics = self.metrics, None
-            await closing.close()
+        await self._move(_places(config))  # the last that can fail
         self._use(certificate)
         if certificate is not None and renewed:
             _say_renewed(certificate)
@@ -80,7 +90,38 @@ class Relay:
         await self.server.drain()
         for task in self.tasks:
             task.cancel()
-        await _close(self.health, self.metrics)
+        await _close(self._http)
+
+    async def _move(self, new: dict[str, _Place]) -> None:
+        """Have HTTP ports at these places. Raises StartError, with the old ones open.
+
+        An old port is closed once the new ones answer, unless one of those has its number: the kernel does
+        not give a port to two sockets whose addresses overlap.
+        """
+        old = {what: port for what, port in self._http.items() if port[0] != new.get(what)}
+        moved = {what: place for what, place in new.items() if what not in self._http or what in old}
+        numbers = {number for _, number in moved.values()}
+        in_the_way = {what: port for what, port in old.items() if port[0][1] in numbers}
+        for what in in_the_way:
+            del self._http[what]
+        await _close(in_the_way)
+        try:
+            opened = await _open(self.server, moved)
+        except StartError as error:
+            raise await self._put_back(in_the_way, error) from None
+        for what in old.keys() - in_the_way.keys():
+            del self._http[what]
+        self._http |= opened
+        await _close({what: port for what, port in old.items() if what not in in_the_way})
+
+    async def _put_back(self, closed: dict[str, tuple[_Place, HttpServer]], error: StartError) -> StartError:
+        """Open these again; what to say of `error` and of those that were taken meanwhile."""
+        for what, (place, _) in closed.items():
+            try:
+                self._http |= await _open(self.server, {what: place})
+            except StartError as lost:
+                error = StartError(f"{error}; and the old port is lost until the next reload: {lost}")
+        return error
 
     def _use(self, certificate: Certificate | None) -> None:
         self.server.certificate = certificate
@@ -132,11 +173,8 @@ async def start(config: RelayConfig, timing: Timing | None = None) -> Relay:
     server = Server(config, timing)
     await server.use_keys(keys.keys if keys else None)
     server.certificate, server.lag = certificate, LoopLag()
-    health = metrics = None
+    http = await _open(server, _places(config))
     try:
-        health = await serve_http(health_app(server), config.health_bind, config.health_port, "health_port")
-        if config.metrics_enabled:
-            metrics = await _serve_metrics(server, config)
         # Last, so that no client meets a relay that cannot stay.
         server.listener = listener = await serve(
             config.bind_address,
@@ -148,9 +186,9 @@ async def start(config: RelayConfig, timing: Timing | None = None) -> Relay:
             what="relay_port",
         )
     except BaseException:
-        await _close(health, metrics)
+        await _close(http)
         raise
-    return Relay(server, listener, health, metrics, keys)
+    return Relay(server, listener, http, keys)
 
 
 def _certificate(config: RelayConfig) -> Certificate | None:
@@ -179,9 +217,24 @@ def _warn_of(certificate: Certificate) -> None:
         log.warning(warning)
 
 
-async def _serve_metrics(server: Server, config: RelayConfig) -> HttpServer:
-    return await serve_http(metrics_app(server), config.metrics_bind, config.metrics_port, "metrics_port")
+def _places(config: RelayConfig) -> dict[str, _Place]:
+    places: dict[str, _Place] = {"health_port": (config.health_bind, config.health_port)}
+    if config.metrics_enabled:
+        places["metrics_port"] = (config.metrics_bind, config.metrics_port)
+    return places
 
 
-async def _close(*servers: HttpServer | None) -> None:
-    await asyncio.gather(*(server.close() for server in servers if server is not None))
+async def _open(server: Server, places: dict[str, _Place]) -> dict[str, tuple[_Place, HttpServer]]:
+    """Serve HTTP at all these places, or at none."""
+    opened: dict[str, tuple[_Place, HttpServer]] = {}
+    try:
+        for what, place in places.items():
+            opened[what] = place, await serve_http(_APPS[what](server), *place, what)
+    except BaseException:
+        await _close(opened)
+        raise
+    return opened
+
+
+async def _close(ports: dict[str, tuple[_Place, HttpServer]]) -> None:
+    await asyncio.gather(*(server.close() for _, server in ports.values()))

@@ -64,6 +64,7 @@ _REFUSALS = {
     CLOSE_WITHDRAWN: "api_key",
     CLOSE_FULL: "full",
     CLOSE_RESTART: "draining",
+    CLOSE_INTERNAL: "internal_error",
 }
 CONTROL_RATE, CONTROL_BURST = 10.0, 30.0
 WATCHED = 64 * 1024

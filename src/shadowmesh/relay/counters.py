@@ -29,6 +29,7 @@ REFUSALS = (
     "join_refused",
     "join_timeout",
     "protocol",
+    "bad_request",
     "full",
     "network_full",
     "too_many_from_source",
@@ -37,6 +38,7 @@ REFUSALS = (
     "api_key",
     "origin",
     "draining",
+    "internal_error",
 )
 
 

@@ -221,16 +221,21 @@ class Receiver(WebSocket):
             if item is None:
                 break
             frame, read_at = item
-            if not self._blocked:
-                self.send_binary(frame)
-                self.frames_out += 1
-                self.bytes_out += len(frame)
+            try:
                 if self._blocked:
-                    self._waiting.append(read_at)
-                else:
-                    self._record(read_at)
+                    self._send_behind(frame, read_at)  # as much room as it had
+                    continue
+                self.send_binary(frame)
+            except Exception as error:
+                self._counters.drops["internal_error"] += 1
+                self.fail(error)
+                continue
+            self.frames_out += 1
+            self.bytes_out += len(frame)
+            if self._blocked:
+                self._waiting.append(read_at)
             else:
-                self._send_behind(frame, read_at)  # as much room as it had
+                self._record(read_at)
         if not outbox:
             self._outbox = None
         if self._paused and (outbox is None or outbox.bytes < RESUME_BELOW):

@@ -122,6 +122,7 @@ class _Program:
             trusted_proxies=", ".join(map(str, config.trusted_proxies)) or "none",
             max_connections=config.max_connections,
             connection_timeout=config.connection_timeout,
+            silent_after=relay.server.timing.dead,
             queue_size=config.queue_size,
             drain_window=config.drain_window,
             processes=1,

@@ -175,6 +175,7 @@ class Server:
         listener.clock, listener.log = self.clock, get_logger("relay")
         listener.trusted = self._proxies.trusts
         listener.source_of, listener.admits, listener.refuses = source_of, self.admits, self.refuses
+        listener.refused = self.bad_request
         listener.read_buffer_size = self.config.read_buffer_size
 
     def dress(self, connection: Connection) -> None:
@@ -232,9 +233,11 @@ class Server:
         if self.draining:
             return _CUT
         if request.path != "/relay":
+            self.bad_request(404)
             return Reject(404, "not found; clients connect to /relay")
         peer_id = request.query.get("peer_id", "")
         if not _PEER_ID.fullmatch(peer_id):
+            self.bad_request(400)
             return Reject(400, "peer_id: 1 to 64 of A-Z a-z 0-9 . _ - are required")
         client = self._proxies.client(request.remote, request.headers)
         grant = self.gate.admit(request.headers)
@@ -244,7 +247,7 @@ class Server:
                 self.failed(client[0])
             return Reject(401, grant.why, _AUTHENTICATE)
         if not origin_allowed(request.headers, self.config.allowed_origins):
-            self.refused("origin", client[0], ", ".join(values(request.headers, "origin"))[:100])
+            self.refused("origin", client[0], self._shown_origin(request))
             return _FOREIGN
         source = source_of(client[0])
         if refusal := self._refuses(request, client[0], source):
@@ -256,6 +259,13 @@ class Server:
         if SUBPROTOCOL in request.subprotocols:
             connection.subprotocol = SUBPROTOCOL
         return connection
+
+    def bad_request(self, status: int) -> None:
+        """Count a request that asks for nothing a relay has, or that met a bug (status 500).
+
+        No line of the log: load balancers and scanners come for ever.
+        """
+        self.counters.refused["internal_error" if status == 500 else "bad_request"] += 1
 
     def _refuses(self, request: Request, ip: str, source: str) -> tuple[str, Reject] | None:
         """Why there is no room for one more connection of this source, if so."""
@@ -497,8 +507,12 @@ class Server:
             return ip
         return self._hashed(source_of(ip))
 
+    def _shown_origin(self, request: Request) -> str:
+        origin = ", ".join(values(request.headers, "origin"))[:100]
+        return self._hashed(origin) if self.config.zero_knowledge else origin
+
     def _hashed(self, text: str) -> str:
-        return blake2b(text.encode(), key=self._source_key, digest_size=4).hexdigest()
+        return blake2b(text.encode(errors="replace"), key=self._source_key, digest_size=4).hexdigest()
 
     def shown_agent(self, agent: str) -> str:
         """What a client says of its program; as logs show it, nothing but what ours say."""

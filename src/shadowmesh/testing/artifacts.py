@@ -20,6 +20,8 @@ _SOURCES = (
     "src/shadowmesh",
     "packaging",
     "deploy",
+    "docs",
+    "monitoring",
     "requirements/run.txt",
     "scripts/build",
     "pyproject.toml",
