@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from bench.report import table
-from bench.soak_checks import Check, memory
+from bench.soak_checks import Check, few_new_objects, memory
 from bench.soak_watch import Metrics, Sample
 from bench.stats import median, percentile
 
@@ -25,6 +25,8 @@ OBJECTS = {
 }
 """How many a daemon has at most (protocol, section 4: three sessions with a peer), once the last fault is
 long over. What has ended waits for its timers until then, as no timer is cancelled."""
+NEW_OBJECTS = 100
+"""Of any one type, over all faults that count: those of the sessions and connections of the moment."""
 MEMBERS = {"connections": 2, "connections_unjoined": 0, "networks": 1, "addresses": 4, "frames_queued": 0}
 """Of a relay with both devices, which have an overlay IP and a name each."""
 
@@ -54,8 +56,10 @@ class Facts:
     """… the survivors, when what counts begins …"""
     end: dict[str, Sample] = field(default_factory=dict)
     """… and all in the end."""
+    types_warm: dict[str, Mapping[str, int]] = field(default_factory=dict)
+    """Objects of each type of the survivors, when what counts begins …"""
     types: dict[str, Mapping[str, int]] = field(default_factory=dict)
-    """Objects of each type of the daemons, some time after the last fault …"""
+    """… and of them and the other daemon some time after the last fault …"""
     peers: dict[str, int] = field(default_factory=dict)
     """… and the peers in their status."""
     joined: int = 0
@@ -78,6 +82,8 @@ def checks(facts: Facts, *, short: bool = False) -> list[Check]:
         for name in SURVIVORS:
             for check in memory("over all faults", facts.samples[name], facts.warm[name], facts.end[name]):
                 found.append(check._replace(what=f"{name}: {check.what}"))
+            check = few_new_objects(facts.types_warm[name], facts.types[name], NEW_OBJECTS)
+            found.append(check._replace(what=f"{name}: {check.what}"))
     return [*found, *_left(facts, short), *_emptied(facts), *_counted(facts)]
 
 

@@ -149,12 +149,16 @@ def _idle(facts: Facts) -> Iterator[Check]:
     objects = facts.types_after["connections"]
     # The variable of a loop over connections keeps its last value.
     yield Check("no object of a connection is left, but the last", str(objects), objects <= 1)
-    grown = new_objects(facts.types_before["types"], facts.types_after["types"])
-    most = ", ".join(f"{name} {more:+}" for name, more in grown[:3])
-    yield Check(
-        f"no type has more than {MAX_NEW_OBJECTS} new objects",
-        most or "none has any",
-        not grown or grown[0][1] <= MAX_NEW_OBJECTS,
+    yield few_new_objects(facts.types_before["types"], facts.types_after["types"], MAX_NEW_OBJECTS)
+
+
+def few_new_objects(before: Mapping[str, int], after: Mapping[str, int], most: int) -> Check:
+    """Of no type more than so many."""
+    grown = new_objects(before, after)
+    return Check(
+        f"no type has more than {most} new objects",
+        ", ".join(f"{name} {more:+}" for name, more in grown[:3]) or "none has any",
+        not grown or grown[0][1] <= most,
     )
 
 

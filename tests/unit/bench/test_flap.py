@@ -12,7 +12,19 @@ import pytest
 
 from bench import environment, flap, flap_checks
 from bench.flap import QUICK, Flap, errors
-from bench.flap_checks import FIRST, MEMBERS, OBJECTS, SECOND, SURVIVORS, A, B, Facts, Round, checks
+from bench.flap_checks import (
+    FIRST,
+    MEMBERS,
+    NEW_OBJECTS,
+    OBJECTS,
+    SECOND,
+    SURVIVORS,
+    A,
+    B,
+    Facts,
+    Round,
+    checks,
+)
 from bench.soak_watch import Sample
 
 EMPTY = {
@@ -40,7 +52,8 @@ def facts() -> Facts:
         start=dict.fromkeys((A, B, FIRST, SECOND), sample()),
         warm=dict.fromkeys(SURVIVORS, sample()),
         end={A: sample(), B: sample(), FIRST: with_both, SECOND: with_both},
-        types=dict.fromkeys((A, B), OBJECTS),
+        types_warm=dict.fromkeys(SURVIVORS, OBJECTS),
+        types=dict.fromkeys((A, B, SECOND), OBJECTS),
         peers={A: 1, B: 1},
         joined=5,
         megabytes=100.0,
@@ -51,7 +64,7 @@ def facts() -> Facts:
 def test_what_should_be_seen_holds(facts: Facts) -> None:
     found = checks(facts)
     assert all(check.held for check in found)
-    assert len(found) == 12 + len(checks(facts, short=True))
+    assert len(found) == 14 + len(checks(facts, short=True))
 
 
 def lose(facts: Facts, **changes: Any) -> None:
@@ -74,6 +87,7 @@ def lose(facts: Facts, **changes: Any) -> None:
         ("one peer", lambda facts: lose(facts, peers={A: 2})),
         ("objects", lambda facts: lose(facts, types={A: {name: most + 1 for name, most in OBJECTS.items()}})),
         ("objects", lambda facts: lose(facts, types={B: dict.fromkeys(OBJECTS, 0)})),
+        ("new objects", lambda facts: lose(facts, types={SECOND: {"builtins.dict": NEW_OBJECTS + 1}})),
         ("with both clients", lambda facts: lose(facts, end={SECOND: sample(connections=3.0)})),
         ("without a client", lambda facts: lose(facts, empty={FIRST: sample(fds=17, networks=1.0)})),
         ("without a client are", lambda facts: lose(facts, empty={FIRST: sample(fds=18)})),
