@@ -74,7 +74,7 @@ def prepared(tree: Path) -> Path:
 
 @pytest.mark.parametrize("missing", ["relay", "daemon"])
 def test_a_package_that_cannot_be_made_fails_the_build(prepared: Path, missing: str) -> None:
-    for name in ("packaging", "deploy", "docs"):
+    for name in ("packaging", "deploy", "docs", "monitoring"):
         shutil.copytree(ROOT / name, prepared / name)
     # In place of Python, what it leaves behind.
     (prepared / "build/venv/bin/python").write_text(

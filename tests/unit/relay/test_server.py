@@ -104,7 +104,7 @@ def test_the_order_of_answers() -> None:
     assert all(each.headers["Retry-After"] == "5" for each in answers if isinstance(each, Reject))
     assert status(server.upgrade(request(headers=good | {"Shadowmesh-Rejoin": "1"}))) == 101
     assert status(server.upgrade(request(headers=good | {"shadowmesh-rejoin": "yes"}))) == 503
-    counted = {"origin": 1, "too_many_from_source": 1, "full": 3}
+    counted = {"bad_request": 2, "origin": 1, "too_many_from_source": 1, "full": 3}
     assert {kind: n for kind, n in server.counters.refused.items() if n} == counted
 
 
