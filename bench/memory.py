@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from bench import processor
+from bench.peers import ONE_SOURCE
 from shadowmesh.testing import guide
 from shadowmesh.testing.netlab import RELAY_IP4, Lab
 from shadowmesh.testing.relay_client import RelayClient, address, frame
@@ -35,8 +36,7 @@ def relay_memory(count: int) -> dict[str, float]:
     received FRAMES frames of 64 KiB.
     """
     with Lab("a") as lab:
-        limits = {"connects_per_second": 0, "connections_per_source": 0}  # all are of one source
-        relay = lab.start_relay(limits=limits)
+        relay = lab.start_relay(limits=ONE_SOURCE)
         crowd = (sys.executable, "-c", "from bench.memory import main; main()", str(relay.pid), str(count))
         done = lab["a"].run("env", "-C", str(ROOT), *crowd, timeout=300)
         start, warm, idle, used = (kib * 1024 for kib in json.loads(done.stdout))

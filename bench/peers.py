@@ -16,6 +16,8 @@ from shadowmesh.testing.websocket import BINARY, PONG, TEXT, UPGRADE, frame
 from shadowmesh.wire import control
 from shadowmesh.wire.frame import pack
 
+ONE_SOURCE = {"connects_per_second": 0, "connections_per_source": 0}
+"""Limits of a relay whose clients all come from one address, faster than clients do."""
 CONGESTION = "cubic"
 PATIENCE = 20.0
 """Seconds that any answer of the relay may take."""

@@ -19,7 +19,7 @@ from subprocess import TimeoutExpired
 from bench import environment, processor, relay_report, report
 from bench.arguments import DOCS, ROOT, at_least_one, parsed, some_of
 from bench.generator import Numbers, Plan, Size
-from bench.peers import CONGESTION
+from bench.peers import CONGESTION, ONE_SOURCE
 from bench.relay_report import MARKS, PROXY
 from bench.results import OWN, Results
 from bench.subjects import NGINX_STREAM, SUBJECTS, listens, start_nginx
@@ -162,9 +162,7 @@ def _started(lab: Lab, subject: str, effort: Effort) -> Iterator[Program]:
     """A fresh program to be measured, in R."""
     most = effort.most + FILES_BESIDE
     if subject == OWN:
-        # All come from one address, faster than clients do.
-        limits = {"connects_per_second": 0, "connections_per_source": 0}
-        program = lab.start_relay(max_connections=most, limits=limits)
+        program = lab.start_relay(max_connections=most, limits=ONE_SOURCE)
     else:
         way = f"listen {RELAY_IP4}:{PROXY_PORT}; proxy_pass {lab['a'].ip4}:{PROXY_PORT};"
         block = f"stream {{ server {{ {way} proxy_buffer_size 64k; }} }}"

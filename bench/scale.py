@@ -25,7 +25,7 @@ from pathlib import Path
 from bench import environment, processor, report, scale_engines, scale_report
 from bench.arguments import DOCS, ROOT, at_least_one, parsed, some_of
 from bench.load import Load
-from bench.peers import PATIENCE, Crowd
+from bench.peers import ONE_SOURCE, PATIENCE, Crowd
 from bench.results import OWN, Results
 from bench.scale_report import BURSTS, MARKS, SHARES
 from bench.stats import median
@@ -143,9 +143,7 @@ class Subject:
     """A relay on loopback, and its peers."""
 
     def __init__(self, stack: ExitStack, most: int) -> None:
-        # All come from one address, faster than clients do.
-        limits = {"connects_per_second": 0, "connections_per_source": 0}
-        settings = {"max_connections": most + FILES_BESIDE, "limits": limits}
+        settings = {"max_connections": most + FILES_BESIDE, "limits": ONE_SOURCE}
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         self._program = stack.enter_context(RelayProgram(directory, settings)).ready()
         self.crowd = Crowd(("127.0.0.1", self._program.relay_port))

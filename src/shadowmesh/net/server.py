@@ -362,7 +362,10 @@ class Server:
             protocol.pending = None
         try:
             asked = _request(request, protocol.remote)
-            answer = self.refuses(asked) or self._refusal(request) or self._upgrade(asked)
+            refusal = self.refuses(asked)
+            if refusal is None and (refusal := _refusal(request)):
+                self.refused(refusal.status)
+            answer = refusal or self._upgrade(asked)
         except Exception as exc:
             self._loop.call_exception_handler(
                 {"message": "unhandled exception in a WebSocket upgrade handler", "exception": exc}
@@ -378,11 +381,6 @@ class Server:
         self.connections.add(answer)
         agreed = {"Sec-WebSocket-Protocol": answer.subprotocol} if answer.subprotocol else None
         return WSUpgradeResponseWithListener(WSUpgradeResponse.create_101_response(agreed), answer)
-
-    def _refusal(self, request: WSUpgradeRequest) -> Reject | None:
-        if answer := _refusal(request):
-            self.refused(answer.status)
-        return answer
 
 
 class _Pending:

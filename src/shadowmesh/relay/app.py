@@ -102,6 +102,7 @@ class Relay:
         moved = {what: place for what, place in new.items() if what not in self._http or what in old}
         numbers = {number for _, number in moved.values()}
         in_the_way = {what: port for what, port in old.items() if port[0][1] in numbers}
+        others = {what: port for what, port in old.items() if what not in in_the_way}
         for what in in_the_way:
             del self._http[what]
         await _close(in_the_way)
@@ -109,10 +110,10 @@ class Relay:
             opened = await _open(self.server, moved)
         except StartError as error:
             raise await self._put_back(in_the_way, error) from None
-        for what in old.keys() - in_the_way.keys():
+        for what in others:
             del self._http[what]
         self._http |= opened
-        await _close({what: port for what, port in old.items() if what not in in_the_way})
+        await _close(others)
 
     async def _put_back(self, closed: dict[str, tuple[_Place, HttpServer]], error: StartError) -> StartError:
         """Open these again; what to say of `error` and of those that were taken meanwhile."""
