@@ -152,8 +152,8 @@ def tree(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def release(tree: Path, tag: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([tree / "scripts/release", tag], capture_output=True, text=True, check=False)
+def release(tree: Path, *tags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([tree / "scripts/release", *tags], capture_output=True, text=True, check=False)
 
 
 def test_a_release_has_checksums_and_its_notes(tree: Path) -> None:
@@ -178,6 +178,8 @@ def test_a_release_that_is_not_whole_is_none(tree: Path, name: str) -> None:
 @pytest.mark.parametrize(
     ("tag", "words"),
     [
+        ("", "release: usage: ./scripts/release vX.Y.Z\n"),
+        ("v1.2.3 v1.2.3", "usage: "),
         ("1.2.3", "usage: "),
         ("v1.2", "usage: "),
         ("v1.2.2", "has another version than 1.2.2"),
@@ -185,7 +187,7 @@ def test_a_release_that_is_not_whole_is_none(tree: Path, name: str) -> None:
     ],
 )
 def test_a_tag_that_does_not_fit(tree: Path, tag: str, words: str) -> None:
-    done = release(tree, tag)
+    done = release(tree, *tag.split())
     assert done.returncode == 1
     assert words in done.stderr
 

@@ -113,6 +113,12 @@ def test_called_shadowmesh_it_is_the_command_with_all_that_help_lists(program: s
     for name in names:
         assert said(name, "--help").startswith(f"Usage: shadowmesh {name}")
     assert re.fullmatch(r"[0-9a-f]{64}\n", said("keygen"))
+    # By its name alone, from another directory: the client is what it is itself.
+    argv = ["shadowmesh", "init", "client", "--relay", "ws://192.0.2.1:1", "--name", "a", "-o", "c.yaml"]
+    alone = {"PATH": str(command.parent)}
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path, env=alone)
+    assert done.returncode == 0, done.stderr
+    assert ("install it first" in done.stdout) == (program == "relay")
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

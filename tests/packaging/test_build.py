@@ -53,10 +53,13 @@ def test_what_it_cannot_build_on_is_one_line(tree: Path) -> None:
     (tree / "dist").write_text("")
     assert build(tree, "wheel") == (1, f"build: build/ and dist/ of {tree} cannot be written\n")
     (tree / "dist").unlink()
-    for python in ("/bin/false", "/not/there"):
-        needed = f"build: Python 3.11 or newer is needed; PYTHON=... names another one than {python}\n"
+    for python in ("/bin/true", "/bin/false", "/not/there"):
+        needed = (
+            f"build: {python} is no Python 3.11 or newer, which is needed; PYTHON=... names another one\n"
+        )
         assert build(tree, "wheel", PYTHON=python) == (1, needed)
-    assert build(tree, "rpm") == (2, "usage: ./scripts/build [binary|deb|wheel|relay|daemon]\n")
+    for arguments in (["rpm"], ["wheel", "deb"]):
+        assert build(tree, *arguments) == (2, "usage: ./scripts/build [binary|deb|wheel|relay|daemon]\n")
 
 
 @pytest.fixture
@@ -76,6 +79,8 @@ def prepared(tree: Path) -> Path:
 def test_a_package_that_cannot_be_made_fails_the_build(prepared: Path, missing: str) -> None:
     for name in ("packaging", "deploy", "docs", "monitoring"):
         shutil.copytree(ROOT / name, prepared / name)
+    for name in ("README.md", "SECURITY.md"):
+        shutil.copy(ROOT / name, prepared)
     # In place of Python, what it leaves behind.
     (prepared / "build/venv/bin/python").write_text(
         "#!/bin/sh\ncase $* in *man.main*) mkdir -p build/man; cd build/man;"

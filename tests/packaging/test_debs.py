@@ -112,16 +112,51 @@ def test_a_package_has_the_pages_that_it_names(program: str) -> None:
         assert "shadowmesh demo" not in text
 
 
-def test_the_relays_package_has_what_its_pages_copy() -> None:
-    artifacts.deb("relay")
-    root = ROOT / "build/deb/shadowmesh-relay"
+COPIED = {"relay": {"monitoring/alerts.yml", "deploy"}, "daemon": {"monitoring/", "client-config.yaml"}}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_package_has_what_its_pages_copy(program: str) -> None:
+    artifacts.deb(program)
+    root, share = ROOT / f"build/deb/shadowmesh-{program}", f"/usr/share/shadowmesh-{program}/"
     pages = "".join(page.read_text() for page in root.glob("usr/share/doc/*/*.md"))
-    named = set(re.findall(r"/usr/share/shadowmesh-relay/[\w./-]+", pages))
-    assert {f"/usr/share/shadowmesh-relay/{name}" for name in ("monitoring/alerts.yml", "deploy")} <= named
+    named = set(re.findall(rf"{share}([\w./-]*\w/?)", pages))
+    assert COPIED[program] <= named
     for path in named:
-        assert (root / path.lstrip("/")).exists(), path
-    shipped = {file.name for file in root.glob("usr/share/shadowmesh-relay/monitoring/*")}
-    assert shipped == {file.name for file in (ROOT / "monitoring").iterdir()}
+        assert (root / share.lstrip("/") / path).exists(), path
+    for name in ("deploy", "monitoring"):
+        assert files_below(root / share.lstrip("/") / name) == files_below(ROOT / name)
+
+
+def files_below(directory: Path) -> set[str]:
+    return {str(file.relative_to(directory)) for file in directory.rglob("*") if file.is_file()}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_every_link_of_a_packages_pages_leads_somewhere(program: str) -> None:
+    artifacts.deb(program)
+    root = ROOT / f"build/deb/shadowmesh-{program}"
+    pages = {*root.glob("usr/share/doc/*/*.md")}
+    names = {page.name for page in pages}
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} | {"README.md", "CHANGELOG.md"} <= names
+    walked = 0
+    for page in pages:
+        for link in LINK.findall(re.sub(r"`[^`]*`", "", page.read_text())):
+            path, _, anchor = link.partition("#")
+            target = (page.parent / path).resolve() if path else page
+            assert target.is_relative_to(root), f"{page.name}: {link}"
+            assert target.exists(), f"{page.name}: {link}"
+            assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
+            walked += 1
+    assert walked > 100
+
+
+LINK = re.compile(r"\]\((?!https?:)([^)\s]+)\)")
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_the_same_tree_is_packed_to_the_same_bytes(tmp_path: Path) -> None:

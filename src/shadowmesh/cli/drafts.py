@@ -16,8 +16,9 @@ from typing import Any
 
 import click
 
-from shadowmesh.cli import newfile
+from shadowmesh.cli import local, newfile
 from shadowmesh.config import ClientConfig, IPInterface, load_client_config, parse_client_config
+from shadowmesh.config.address import host_port
 from shadowmesh.config.secret import network_key_in
 from shadowmesh.config.values import label, shown
 from shadowmesh.crypto.keys import NetworkKeys
@@ -117,7 +118,7 @@ class Client:
     addresses: Sequence[IPInterface]
     name: str
     relays: Sequence[str]
-    listen_address: str = "127.0.0.1:9090"
+    listen_address: str = local.DEFAULT_ADDRESS
     mtu: int | None = None
     api_key: str | None = field(default=None, repr=False)
     insecure_api_key: bool = False
@@ -191,7 +192,9 @@ class Client:
             service_key_file(path) is not None,
             replaced,
         )
-        say_commands("Then see how it is with", [f"{program('shadowmesh')} status"])
+        api = local.api_url(*host_port(self.listen_address))
+        where = "" if api == local.DEFAULT_API else f" --api {api}"
+        say_commands("Then see how it is with", [f"{program('shadowmesh')} status{where}"])
 
 
 def service_key_file(config: str) -> str | None:
@@ -229,7 +232,7 @@ def say_commands(what: str, commands: Sequence[str]) -> None:
 
 def say_start(service: str, command: str, is_service: bool, replaced: bool) -> None:
     """How a program of ours is started that has a configuration now."""
-    if shutil.which(service) is None and not os.path.exists(_beside(service)):
+    if shutil.which(service) is None and _beside(service) is None:
         click.echo(f"{service} is not on this machine: install it first.")
     say_commands("Start it with", [f"{command}    # in this terminal"])
     if is_service:
@@ -244,11 +247,17 @@ def say_start(service: str, command: str, is_service: bool, replaced: bool) -> N
 def program(name: str) -> str:
     """How a program of ours is called here: by its name, or where it is not in PATH, beside this one."""
     beside = _beside(name)
-    return shlex.quote(beside) if shutil.which(name) is None and os.path.exists(beside) else name
+    return shlex.quote(beside) if shutil.which(name) is None and beside else name
 
 
-def _beside(name: str) -> str:
-    return os.path.join(os.path.dirname(os.path.abspath(sys.argv[0])), name)
+def _beside(name: str) -> str | None:
+    """The program of ours that lies beside this one or beside what this one is a link to, or is that."""
+    called = os.path.abspath(shutil.which(sys.argv[0]) or sys.argv[0])  # a single file has the bare name
+    file = os.path.realpath(called)
+    if os.path.basename(file).startswith(f"{name}-linux-"):  # as it was downloaded
+        return file
+    beside = (os.path.join(os.path.dirname(each), name) for each in (called, file))
+    return next(filter(os.path.exists, beside), None)
 
 
 def _has(path: str, key: bytes) -> bool:

@@ -30,6 +30,7 @@ from shadowmesh.cli.drafts import (
     service_key_file,
     yaml_text,
 )
+from shadowmesh.cli.local import DEFAULT_ADDRESS
 from shadowmesh.config import IPInterface, IPNetwork, load_relay_config, parse_relay_config
 from shadowmesh.config.address import bind_ip, host_port, overlay_interface, prefix, relay_url
 from shadowmesh.config.secret import network_key, network_key_in, relay_key
@@ -59,7 +60,9 @@ def init() -> None:
 
 @init.command()
 @click.option("--name", type=_SERVER_NAME, help="Shown to clients. Default: this host's name.")
-@click.option("--region", type=_SERVER_NAME, help="Label of the metrics, such as eu-west-1.")
+@click.option(
+    "--region", type=_SERVER_NAME, help='Label of the metrics, such as eu-west-1. Default: "default".'
+)
 @click.option("--port", type=_PORT, default=9545, show_default=True, help="Of the WebSocket.")
 @click.option("--tls-cert", type=_PATH, help="PEM: certificate and chain; wss:// instead of ws://.")
 @click.option("--tls-key", type=_PATH, help="PEM: the certificate's private key.")
@@ -95,12 +98,12 @@ def relay(
     newfile.refuse_existing(output, force)
     if (tls_cert is None) != (tls_key is None):
         raise click.UsageError("--tls-cert and --tls-key belong together")
-    if region is None and not interactive():
-        raise click.UsageError(_missing(["--region NAME"]))
     if name is None:
         name = host_label() or "relay"
         name = _ask("Name of this relay", _SERVER_NAME, name) if interactive() else name
-    region = region or _ask("Region, a label of the metrics", _SERVER_NAME, "default")
+    if region is None:
+        region = "default"
+        region = _ask("Region, a label of the metrics", _SERVER_NAME, region) if interactive() else region
     sections: dict[str, object] = {
         "region": region,
         "server_name": name,
@@ -241,7 +244,7 @@ def client(
 def free_listen_address(output: str) -> str:
     """Of the local API: the default, or beside a relay, whose metrics are there, the next port."""
     beside_relay = os.path.exists(os.path.join(os.path.dirname(output), newfile.RELAY_CONFIG))
-    return "127.0.0.1:9091" if beside_relay else "127.0.0.1:9090"
+    return "127.0.0.1:9091" if beside_relay else DEFAULT_ADDRESS
 
 
 def _key(key_file: str | None, output: str) -> bytes:

@@ -16,7 +16,8 @@ import click
 from shadowmesh.errors import ShadowMeshError
 
 CONFIG = "/etc/shadowmesh/client-config.yaml"
-DEFAULT_API = "http://127.0.0.1:9090"
+DEFAULT_ADDRESS = "127.0.0.1:9090"
+DEFAULT_API = f"http://{DEFAULT_ADDRESS}"
 DEFAULT_TOKEN_FILE = "/run/shadowmesh/api.token"
 TIMEOUT = 5.0
 _MAX_ANSWER = 64 << 20
@@ -176,6 +177,12 @@ def _place(url: str) -> tuple[str, int]:
     return host, port
 
 
+def api_url(host: str, port: int) -> str:
+    """Where a daemon answers that listens there."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 def _configured() -> tuple[str, str]:
     """(API, token file) by this host's client configuration, if that can be read, or the defaults."""
     if not os.access(CONFIG, os.R_OK):
@@ -185,6 +192,4 @@ def _configured() -> tuple[str, str]:
     daemon = load_daemon_section(CONFIG)
     if daemon is None:
         return DEFAULT_API, DEFAULT_TOKEN_FILE  # check-config is there for its mistakes
-    host, port = daemon.listen_address
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}", daemon.token_file
+    return api_url(*daemon.listen_address), daemon.token_file

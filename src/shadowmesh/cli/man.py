@@ -45,6 +45,7 @@ _STATUS = {
         ("2", "Wrong usage or configuration."),
     ],
 }
+_PAGE = "configuration.md"
 _SIGNALS = [("SIGHUP", "Reads the configuration again."), ("SIGTERM", "Ends it in order.")]
 
 
@@ -132,7 +133,8 @@ def configuration_page(markdown: str) -> str:
     page += ".SH DESCRIPTION\n" + paragraphs(
         "The relay reads relay-config.yaml, a client client-config.yaml, both in /etc/shadowmesh. A key with "
         "a dot is in a section: a.b is the line b: VALUE below the line a:. `shadowmesh check-config FILE` "
-        "shows every mistake with its place."
+        "shows every mistake with its place.\n\nA page in parentheses is in /usr/share/doc/shadowmesh-relay "
+        "or /usr/share/doc/shadowmesh-daemon, whichever is installed, or in docs of the source."
     )
     for heading in ("Relay", "Client"):
         page += f".SH {heading.upper()} CONFIGURATION\n"
@@ -145,8 +147,10 @@ def configuration_page(markdown: str) -> str:
 
 
 def _plain(cell: str) -> str:
-    """A cell of a table without its marks."""
-    return re.sub(r"`|\*|\\(?=\|)", "", re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", cell)).strip()
+    """A cell of a table without its marks, an asterisk in code is none; the pages of links in parentheses."""
+    linked = re.sub(r"\[([^]]*)\]\(([^)#]*)[^)]*\)", lambda to: f"{to[1]} ({to[2] or _PAGE})", cell)
+    parts = linked.replace(r"\|", "|").split("`")
+    return "".join(part if n % 2 else part.replace("*", "") for n, part in enumerate(parts)).strip()
 
 
 def main(argv: list[str]) -> None:

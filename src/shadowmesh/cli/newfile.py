@@ -24,11 +24,16 @@ LOCK_SECONDS = 5.0
 
 def refuse_existing(path: str, force: bool) -> None:
     """Raises StartError if there is something at `path` that is to stay there, or nothing can be written."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        what = "a directory; name a file in it" if os.path.isdir(path) else "no regular file"
+        raise StartError(f"{path} is {what}; nothing is changed")
     if os.path.lexists(path) and not force:
         raise StartError(f"{path} is there already; --force replaces it, and keeps it as {path}.bak")
     directory = os.path.dirname(os.path.realpath(path))
     while not os.path.lexists(directory):
         directory = os.path.dirname(directory)
+    if not os.path.isdir(directory):
+        raise StartError(f"cannot write {path}: {directory} is no directory; nothing is changed")
     if os.geteuid() != 0 and not os.access(directory, os.W_OK | os.X_OK):  # said before anything is asked
         raise StartError(_trouble(path, PermissionError(errno.EACCES, os.strerror(errno.EACCES))))
 

@@ -332,9 +332,9 @@ def _editing(file: str) -> Iterator[tuple[list[Key], list[str]]]:
     try:
         lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     except OSError as error:
-        raise StartError(
-            f"{folder}: {error.strerror}; make it with: mkdir -p {shlex.quote(folder)}"
-        ) from None
+        missing = isinstance(error, FileNotFoundError)
+        remedy = f"; make it with: mkdir -p {shlex.quote(folder)}" if missing else ""
+        raise StartError(f"{folder}: {error.strerror}{remedy}") from None
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
         try:

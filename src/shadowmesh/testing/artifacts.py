@@ -25,6 +25,9 @@ _SOURCES = (
     "requirements/run.txt",
     "scripts/build",
     "pyproject.toml",
+    "README.md",
+    "CHANGELOG.md",
+    "SECURITY.md",
 )
 _ALL_SECONDS = 1200.0
 

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from shadowmesh.cli import newfile
-from shadowmesh.cli.drafts import host_label, program, secret_in, service_key_file, yaml_text
+from shadowmesh.cli.drafts import host_label, program, say_start, secret_in, service_key_file, yaml_text
 from shadowmesh.errors import StartError
 
 NASTY = "a: b #c \"d\" 'e' \\ {f} [g] *h &i !j %k, - ? | > ü 😀"
@@ -32,6 +32,28 @@ def test_a_program_is_called_as_it_is_found(tmp_path: Path, monkeypatch: pytest.
     assert program("shadowmesh-relay") == "shadowmesh-relay"
     monkeypatch.setenv("PATH", str(beside))
     assert program("shadowmesh-daemon") == "shadowmesh-daemon"
+
+
+@pytest.mark.parametrize("file", ["shadowmesh-daemon", "shadowmesh-daemon-linux-amd64"])
+def test_a_link_elsewhere_is_the_program_that_it_leads_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], file: str
+) -> None:
+    for name in ("opt", "bin"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "opt" / file).touch(mode=0o755)
+    (tmp_path / "bin/shadowmesh").symlink_to(f"../opt/{file}")
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin")
+    # As a script is called, and as a single file is that the shell has found.
+    for called in (f"{tmp_path}/bin/shadowmesh", "shadowmesh"):
+        monkeypatch.setattr(sys, "argv", [called])
+        assert program("shadowmesh-daemon") == f"{tmp_path}/opt/{file}"
+        assert program("shadowmesh-relay") == "shadowmesh-relay"
+        say_start("shadowmesh-daemon", "run", is_service=False, replaced=False)
+        assert capsys.readouterr().out == "Start it with:\n    run    # in this terminal\n"
+        say_start("shadowmesh-relay", "run", is_service=False, replaced=False)
+        assert capsys.readouterr().out.startswith(
+            "shadowmesh-relay is not on this machine: install it first."
+        )
 
 
 def test_secrets_of_files(tmp_path: Path) -> None:

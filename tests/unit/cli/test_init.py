@@ -168,8 +168,23 @@ def test_the_key_goes_when_the_configuration_cannot_be_written(
 
 def test_a_relay_on_this_host_has_the_port(tmp_path: Path) -> None:
     assert run("relay", "--region", "eu", "-o", str(tmp_path / "relay-config.yaml")).exit_code == 0
-    client(tmp_path / "c.yaml")
+    result = client(tmp_path / "c.yaml")
     assert written(tmp_path / "c.yaml").daemon.listen_address == ("127.0.0.1", 9091)
+    assert "shadowmesh status --api http://127.0.0.1:9091\n" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("address", "option"),
+    [
+        ("127.0.0.1:9090", ""),
+        ("0.0.0.0:9090", ""),
+        ("[::]:9092", " --api http://[::1]:9092"),
+        ("localhost:9091", " --api http://localhost:9091"),
+    ],
+)
+def test_how_the_daemon_is_asked(tmp_path: Path, address: str, option: str) -> None:
+    result = client(tmp_path / "c.yaml", "--listen-address", address)
+    assert f"shadowmesh status{option}\n" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -338,11 +353,19 @@ def test_a_relay(tmp_path: Path) -> None:
     assert "shadowmesh init client --relay wss://HOST:443" in result.stdout
 
 
+def test_a_relay_without_a_terminal_has_the_answers_that_are_offered(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    assert run("relay", "-o", str(path)).exit_code == 0
+    config = load_relay_config(str(path)).config
+    assert (config.region, config.server_name) == ("default", drafts.host_label() or "relay")
+    assert 'such as eu-west-1. Default: "default".' in " ".join(run("relay", "--help").stdout.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "not given, and there is no terminal to ask on: --region NAME"),
         (("--region", "eu", "--tls-cert", "/x"), "--tls-cert and --tls-key belong together"),
+        (("--region", ""), "'--region': \"\" does not do as a name"),
         (("--region", "eu", "--tls-cert", "/x", "--tls-key", "/y"), "/x: no such file"),
         (("--region", "eu", "--port", "0"), "'--port': 0 is out of range; write a number from 1 to 65535"),
         (("--region", "eu", "--monitoring-bind", "x"), "'--monitoring-bind': \"x\" is not an IP address"),

@@ -50,6 +50,14 @@ def test_from_standard_input_or_a_file(tmp_path: Path) -> None:
         assert not (tmp_path / f"{number}.hosts").exists(), "the list is kept in one place"
 
 
+def test_beside_a_relay_it_says_where_the_daemon_answers(tmp_path: Path) -> None:
+    assert run(tmp_path / "a.yaml", input=LINE).stdout.endswith("shadowmesh status\n")
+    (tmp_path / "relay-config.yaml").touch()
+    result = run(tmp_path / "b.yaml", input=LINE)
+    assert written(tmp_path / "b.yaml").daemon.listen_address == ("127.0.0.1", 9091)
+    assert result.stdout.endswith("shadowmesh status --api http://127.0.0.1:9091\n")
+
+
 def test_all_that_can_be_in_it(tmp_path: Path) -> None:
     made = Invitation(
         KEY,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -41,6 +42,29 @@ def test_one_that_is_there_stays(tmp_path: Path) -> None:
         refuse_existing(str(path), force=False)
     refuse_existing(str(path), force=True)
     assert (path.read_text(), names(tmp_path)) == ("old", ["c.yaml"])
+
+
+def test_what_is_no_file_is_named(tmp_path: Path) -> None:
+    """Whatever `force` says: root would replace a device by a file."""
+    (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path)
+    for path, words in (
+        (f"{tmp_path}", f"{tmp_path} is a directory; name a file in it; nothing is changed"),
+        (f"{tmp_path}/link", f"{tmp_path}/link is a directory; name a file in it; nothing is changed"),
+        (f"{tmp_path}/pipe", f"{tmp_path}/pipe is no regular file; nothing is changed"),
+        ("/dev/null", "/dev/null is no regular file; nothing is changed"),
+        (
+            f"{tmp_path}/file/a/x",
+            f"cannot write {tmp_path}/file/a/x: {tmp_path}/file is no directory; nothing is changed",
+        ),
+    ):
+        for force in (False, True):
+            with pytest.raises(StartError, match=f"^{re.escape(words)}$"):
+                refuse_existing(path, force)
+    with pytest.raises(StartError, match="file is no directory"):
+        write_new(f"{tmp_path}/file/x", "")
+    assert names(tmp_path) == ["file", "link", "pipe"]
 
 
 def test_force_keeps_each(tmp_path: Path) -> None:

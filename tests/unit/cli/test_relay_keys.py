@@ -259,6 +259,8 @@ def test_what_cannot_be_written_leaves_the_old_file(
     )
     assert os.listdir(tmp_path) == ["keys.json"]
     assert "make it with: mkdir -p" in Operator(tmp_path / "nowhere/keys.json").refused("add", "a")
+    words = Operator(tmp_path / "keys.json/x.json").refused("add", "a")
+    assert words == f"shadowmesh: {tmp_path}/keys.json: Not a directory\n"
     with monkeypatch.context() as patched:
         patched.setattr(relay_keys, "MAX_FILE", 100)
         assert "full; take revoked keys out of it" in operator.refused("add", "b")
