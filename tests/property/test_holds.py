@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shadowmesh.daemon.engine import READ_ON
-from shadowmesh.daemon.queue import MOST_MESSAGE
+from shadowmesh.daemon.queue import LONG_MESSAGE
 from shadowmesh.testing.engines import Net, Station
 from shadowmesh.testing.packets import udp_packet
 from shadowmesh.wire import offload
@@ -46,7 +46,7 @@ def test_every_packet_arrives_once_and_in_the_order_of_its_connection(
 def play(net: Net, events: list[tuple[str, int, int, int]]) -> None:
     a, *others = net.stations
     engine = a.engine
-    engine._queue.message = MOST_MESSAGE
+    engine._queue.message = LONG_MESSAGE
     given: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
     arrived: defaultdict[tuple[int, int], list[int]] = defaultdict(list)
 

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 MAX_CONTROL, MAX_RECORD = 8192, 4096
 MAX_NESTING = 8
+MAX_PLAINTEXT = 65_600
 DATA = 0x10
 MIN_FRAME, MIN_MAX_FRAME = 34, 66_048
 CLAIMED, HELD, IPS, ROUTES = 48, 64, 8, 64
@@ -121,10 +122,10 @@ def several(each: Check, most: int, least: int = 0) -> Check:
     return check
 
 
-def fields(form: dict[str, Check], *absent_lists: str) -> Check:
+def fields(form: dict[str, Check], *absent_lists: str, **absent: int) -> Check:
     def check(value: Any) -> dict[str, Any]:
         need(isinstance(value, dict), "not an object")
-        value = {key: [] for key in absent_lists} | value
+        value = {key: [] for key in absent_lists} | absent | value
         need(form.keys() <= value.keys(), "a key is missing")
         return {key: each(value[key]) for key, each in form.items()}
 
@@ -139,6 +140,12 @@ def ip(value: Any) -> str:
     except ValueError as error:
         raise Refused(str(error)) from None
     return packed.hex().removeprefix("00" * 10 + "ffff") if len(packed) == 16 else packed.hex()
+
+
+def max_plaintext(value: Any) -> int:
+    """Everybody takes 65,600 bytes."""
+    said: int = number(0, 2**53 - 1)(value)
+    return max(MAX_PLAINTEXT, said)
 
 
 def route(value: Any) -> str:
@@ -213,7 +220,9 @@ PEER = {
             "agent": text(64),
             "mtu": number(0, 65_535),
             "versions": several(number(1, 15), 16, least=1),
-        }
+            "max_plaintext": max_plaintext,
+        },
+        max_plaintext=MAX_PLAINTEXT,
     ),
     "probe": PROBE,
     "probe_ack": PROBE,

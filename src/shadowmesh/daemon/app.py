@@ -27,10 +27,11 @@ from shadowmesh.crypto.keys import fingerprint
 from shadowmesh.daemon.api import serve_api
 from shadowmesh.daemon.control import Control
 from shadowmesh.daemon.diagnosis import DEDUCED
-from shadowmesh.daemon.engine import Engine, Link
+from shadowmesh.daemon.engine import Engine
 from shadowmesh.daemon.events import Events
 from shadowmesh.daemon.link import AGENT, RelayLink
 from shadowmesh.daemon.links import Links
+from shadowmesh.daemon.listener import Link
 from shadowmesh.daemon.networks import Network, Networks, run_links
 from shadowmesh.daemon.ping import Pinger
 from shadowmesh.daemon.report import Report

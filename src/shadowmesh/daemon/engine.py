@@ -19,21 +19,22 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from ipaddress import IPv4Network
 from math import inf
-from typing import Protocol
 
 from shadowmesh.daemon.holds import Holds
+from shadowmesh.daemon.listener import Link
 from shadowmesh.daemon.queue import PacketQueue
 from shadowmesh.errors import OffloadError, TunError
 from shadowmesh.mesh.context import Context
 from shadowmesh.mesh.mesh import Mesh
-from shadowmesh.mesh.peer import Flow
+from shadowmesh.mesh.peer import Flow, Session
 from shadowmesh.ratelimit import TokenBucket
 from shadowmesh.tun.base import MAX_RECORD, TunDevice
 from shadowmesh.wire import frame, ip, offload, record
 from shadowmesh.wire.message import SEALED_OVERHEAD
 
 MAX_READS = 128  # packets per wake-up, so that what comes in is not kept waiting
-FULL = 48 * 1024  # a batch this large is sent at once: nothing of a bulk transfer fits beside it
+FULL = 48 * 1024  # a batch this large is sent at once, but for a bulk transfer to a peer that takes more
+REST = 1400  # the room in a message for which more of a bulk transfer is read: the short end of a write
 BIG = 8 * 1024  # a packet this large is not copied to another peer's batch but begins a new one
 BULK = 1024  # of a batch with more, a relay does not send ahead what is small (`relay.outbox`)
 LONE = 256  # a packet below this goes past it as a message of its own
@@ -48,25 +49,8 @@ _HEADER = record.HEADER_SIZE
 _VNET = offload.HEADER_SIZE
 _PADDING = record.MOST_PADDING
 _ROOM = record.MAX_PLAINTEXT - _PADDING  # for the records of a message, whatever padding they need
-_WINDOW = FULL + 2 * (_HEADER + MAX_RECORD) + _PADDING
-
-
-class Link(Protocol):
-    """What the engine needs of the connection to the relay."""
-
-    @property
-    def ready(self) -> bool:
-        """Joined, so that frames can be sent."""
-
-    @property
-    def since(self) -> float:
-        """Since when it has been ready, or not (monotonic seconds)."""
-
-    def send_frame(self, data: memoryview | bytes, via: object = None) -> None:
-        """Send one data frame, which is copied before this returns.
-
-        via: where there are several connections, the one to use; None: all of them.
-        """
+_SEALED = frame.HEADER_SIZE + SEALED_OVERHEAD
+_WINDOW = record.LARGEST_PLAINTEXT + _HEADER + MAX_RECORD + _PADDING
 
 
 class Engine:
@@ -88,7 +72,7 @@ class Engine:
         self.packets_in = self.packets_out = 0  # from peers; to peers, with those that wait for a session
         self._stashes: dict[Flow, bytearray] = {}
         self._window = memoryview(bytearray(_WINDOW))
-        self._frame = memoryview(bytearray(frame.HEADER_SIZE + record.MAX_PLAINTEXT + SEALED_OVERHEAD))
+        self._frame = memoryview(bytearray(_SEALED + record.LARGEST_PLAINTEXT))
         self._errors = TokenBucket(UNREACHABLE_RATE, UNREACHABLE_RATE)
         self._timer: asyncio.TimerHandle | None = None
         self._due: float | None = None  # when it fires
@@ -257,8 +241,8 @@ class Engine:
     def _on_tun(self) -> None:
         """Read all that waits, and send it as one message for each flow.
 
-        plain[base:at] holds the records of `flow`, in place as they were read. Other flows of the same
-        wake-up are gathered in `_stashes`, by a copy.
+        plain[:at] holds the records of `flow`, in place as they were read; `_stashes` gathers those of other
+        flows, by a copy.
         """
         now = self._now()
         tun, mesh, plain = self._tun, self._mesh, self._window
@@ -266,7 +250,7 @@ class Engine:
         full = FULL if most > FULL else most
         several, lanes = self._queues, self._lanes
         flow: Flow | None = None
-        base = at = 0
+        at = 0
         try:
             for _ in range(MAX_READS):
                 if not self._reading:
@@ -295,8 +279,8 @@ class Engine:
                     full = FULL if most > FULL else most
                 if size > most and kind != record.PACKET and plain[start + 1]:
                     if flow is not None:
-                        self._send_before(flow, base, at, now)
-                    flow, base, at = None, 0, 0
+                        start, end = self._send_before(flow, at, start, end, now)
+                    flow, at = None, 0
                     self._split(to, plain[start:end], most, now)
                     continue
                 if to is not flow:
@@ -304,30 +288,33 @@ class Engine:
                         self._stash(to, kind, plain[start:end], now)
                         continue
                     if flow is not None:
-                        self._send_before(flow, base, at, now)
+                        start, end = self._send_before(flow, at, start, end, now)
+                        at = 0
                     if self._stashes:
                         self._send_stash(to, now)  # what came first goes first
-                    base, flow = at, to
-                elif most < MAX_RECORD and self._goes_alone(plain, base, at, kind, end):
+                    flow = to
+                elif most < MAX_RECORD and self._goes_alone(plain, at, kind, end):
                     self._stash(to, kind, plain[start:end], now)
                     self._send_stash(to, now)
                     continue
-                elif end - base > _ROOM:
-                    self._send_before(flow, base, at, now)
-                    base = at
+                elif end > _ROOM and end > self._room(flow):
+                    start, end = self._send_before(flow, at, start, end, now)
+                    at = 0
                 record.header.pack_into(plain, at, kind << 24 | (end - start))
                 at = end
                 self.packets_out += 1
-                if at - base >= full or at > _WINDOW - _HEADER - MAX_RECORD - _PADDING:
-                    self._send(flow, plain[base : at + _PADDING], at - base, now)
-                    flow, base, at = None, 0, 0
+                if at >= full:
+                    if end - start >= BIG and full == FULL and _ROOM < self._room(flow) >= at + REST:
+                        continue
+                    self._send(flow, plain[: at + _PADDING], at, now)
+                    flow, at = None, 0
         except OffloadError:
             self._drops["bad_offload"] += 1
         except TunError as error:
             self.stop()
             self.event("tun_lost", error=error)
         if flow is not None:
-            self._send(flow, plain[base : at + _PADDING], at - base, now)
+            self._send(flow, plain[: at + _PADDING], at, now)
         for to in list(self._stashes):
             self._send_stash(to, now)
         if self._slow:
@@ -336,29 +323,28 @@ class Engine:
         self._arm()
 
     @staticmethod
-    def _goes_alone(plain: memoryview, base: int, at: int, kind: int, end: int) -> bool:
+    def _goes_alone(plain: memoryview, at: int, kind: int, end: int) -> bool:
         """Whether a small packet is not to wait on a slow line, where that is, with the bulk before it.
 
-        The records plain[base:at] are a batch; of its own connection there must be none, which it would
-        overtake.
+        The records plain[:at] are a batch; of its own connection there must be none, which it would overtake.
         """
         start = at + _HEADER
-        if end - start >= LONE or at - base <= BULK:
+        if end - start >= LONE or at <= BULK:
             return False
         own = ip.connection_key(plain, start + (_VNET if kind == record.OFFLOAD else 0))
-        while base < at:
-            (word,) = record.header.unpack_from(plain, base)
-            base += _HEADER
-            if ip.connection_key(plain, base + (_VNET if word >> 24 == record.OFFLOAD else 0)) == own:
-                return False
-            base += word & 0xFFFFFF
-        return True
+        return not any(
+            ip.connection_key(plain, begin + (_VNET if kind == record.OFFLOAD else 0)) == own
+            for kind, begin, _ in record.split(plain, at)
+        )
 
-    def _send_before(self, flow: Flow, base: int, at: int, now: float) -> None:
-        """Send plain[base:at] while a packet has already been read behind it, where the padding goes."""
-        behind = bytes(self._window[at : at + _PADDING])
-        self._send(flow, self._window[base : at + _PADDING], at - base, now)
-        self._window[at : at + _PADDING] = behind
+    def _send_before(self, flow: Flow, at: int, start: int, end: int, now: float) -> tuple[int, int]:
+        """Send plain[:at] while a packet has been read behind it, which is moved to the front: where to."""
+        plain = self._window
+        behind = bytes(plain[at : at + _PADDING])  # where the padding goes
+        self._send(flow, plain[: at + _PADDING], at, now)
+        plain[at : at + _PADDING] = behind
+        plain[_HEADER : _HEADER + end - start] = plain[start:end]
+        return _HEADER, _HEADER + end - start
 
     def _send(
         self, flow: Flow, plain: memoryview, size: int, now: float, waited: PacketQueue | None = None
@@ -372,7 +358,7 @@ class Engine:
             self._cannot_send(flow, session is None, plain[:size], now)
             return
         via = session.peer.via
-        lane = via if via is not None or not self._lanes else self._lanes.get(session.local)
+        lane = self._lane(session)
         queue = self._queue if lane is None else self._queues.get(lane, self._queue)
         if self._held and waited is None and (held := self._held.get((flow.destination, lane))) is not None:
             self._hold_back(held, flow, plain[:size], now)
@@ -389,6 +375,20 @@ class Engine:
         self._link.send_frame(data[: frame.HEADER_SIZE + sealed], via)
         self._mesh.sent(session, size, now)
         queue.sent(size, now)
+
+    def _lane(self, session: Session) -> object:
+        """What names the link to a peer; None: it is alone."""
+        via = session.peer.via
+        return via if via is not None or not self._lanes else self._lanes.get(session.local)
+
+    def _room(self, flow: Flow) -> int:
+        """Bytes of the records that one message to a peer may have at the moment."""
+        session = flow.peer.sending if flow.peer is not None else None
+        if session is None:
+            return _ROOM
+        queue = self._queues.get(self._lane(session), self._queue)
+        takes = min(session.info.max_plaintext, self._link.max_frame - _SEALED)
+        return max(_ROOM, min(takes, queue.message) - _PADDING)
 
     def _stash(self, flow: Flow, kind: int, body: memoryview | bytes, now: float) -> None:
         stash = self._stashes.get(flow)
@@ -455,10 +455,11 @@ class Engine:
             if flow is None:
                 self._no_flow(kind, key, whole[_HEADER:size], now)
                 continue
-            if queue.batch and (flow is not queue.flow or len(queue.batch) + size > queue.message):
+            room = min(queue.message, self._room(flow))
+            if queue.batch and (flow is not queue.flow or len(queue.batch) + size > room):
                 self._send_batch(queue, now)
             self.packets_out += 1
-            if size >= queue.message and queue.passable:
+            if size >= (room if room <= FULL else room - BIG) and queue.passable:
                 self._send(flow, memoryview(whole), size, now, queue)
             else:
                 queue.flow = flow

@@ -108,6 +108,7 @@ class RelayLink:
         self.reason = ""
         self.connects = 0
         self.relay: control.Challenge | None = None
+        self.max_frame = frame.MIN_MAX_FRAME
         self.remote = ""
         self.refused: dict[bytes, str] = {}
         self.contested: dict[bytes, float] = {}  # own address → when another device last asked for it
@@ -318,6 +319,7 @@ class RelayLink:
     def on_joined(self, ws: _Connection, joined: control.Joined) -> None:
         """The relay accepted the join."""
         self.relay = ws.challenge
+        self.max_frame = joined.limits.max_frame
         self.remote = joined.remote
         self.connects += 1
         self.ready = True
@@ -328,10 +330,6 @@ class RelayLink:
             "relay_joined", name=ws.challenge.server_name if ws.challenge else "", addresses=len(joined.held)
         )
         self.listener.joined()
-
-    def on_drain(self) -> None:
-        """The relay leaves in a moment, and passes nothing on any more."""
-        self.listener.draining()
 
     def on_refused(self, refused: tuple[control.Refused, ...]) -> None:
         """Those of our addresses that the relay does not give us; they are asked for again."""
@@ -440,7 +438,7 @@ class _Connection(WebSocket):
                 self._link.on_problem(message)
             case control.Drain():
                 self.drain = message.reconnect_after_ms / 1000
-                self._link.on_drain()
+                self._link.listener.draining()
             case _ if message is not None:
                 self.fail("the relay breaks the protocol: a message out of order")
 

@@ -18,6 +18,7 @@ from shadowmesh.daemon.link import RelayLink
 from shadowmesh.daemon.listener import Engine
 from shadowmesh.daemon.names import ALL, GONE_AFTER, Entry, located
 from shadowmesh.net.client import Found, look_up
+from shadowmesh.wire.frame import MIN_MAX_FRAME
 
 MAX_LINKS = 4
 LOOK_EVERY = (150.0, 210.0)  # seconds between looks at a name while nothing is dialled
@@ -63,6 +64,11 @@ class Links:
         self._engine = engine
         for link in self.links:
             self._hear(link)
+
+    @property
+    def max_frame(self) -> int:
+        """See daemon.listener.Link."""
+        return min((link.max_frame for link in self._open), default=MIN_MAX_FRAME)
 
     def _adopt(self, link: RelayLink) -> None:
         link.twin, link.choose, link.ended = self._twin, self._choose, self._over

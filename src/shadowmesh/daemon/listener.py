@@ -1,8 +1,30 @@
-"""Who uses the connection to a relay, or to several of them."""
+"""The connection to a relay, or to several of them, and who uses it."""
 
 from __future__ import annotations
 
 from typing import Protocol
+
+
+class Link(Protocol):
+    """What its user needs of it."""
+
+    @property
+    def ready(self) -> bool:
+        """Joined, so that frames can be sent."""
+
+    @property
+    def max_frame(self) -> int:
+        """Bytes of the longest data frame that all its relays take."""
+
+    @property
+    def since(self) -> float:
+        """Since when it has been ready, or not (monotonic seconds)."""
+
+    def send_frame(self, data: memoryview | bytes, via: object = None) -> None:
+        """Send one data frame, which is copied before this returns.
+
+        via: where there are several connections, the one to use; None: all of them.
+        """
 
 
 class Listener(Protocol):

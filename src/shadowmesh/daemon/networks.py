@@ -267,6 +267,11 @@ class Networks:
         """Since when that is so, or not."""
         return max(network.link.since for network in self._networks)
 
+    @property
+    def max_frame(self) -> int:
+        """See daemon.listener.Link."""
+        return min(network.link.max_frame for network in self._networks)
+
     def send_frame(self, data: memoryview | bytes, via: object = None) -> None:
         """Send one data frame, in the network that its source is of."""
         self.of[bytes(data[17:33])].link.send_frame(data, via)

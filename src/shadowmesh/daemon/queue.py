@@ -19,7 +19,8 @@ MAX_PACKETS = 4096
 MESSAGE_SECONDS = 0.004
 """What one message takes on the link: for so long a small packet may have to wait for the one before it."""
 LEAST_MESSAGE = 2800
-MOST_MESSAGE = 48 * 1024
+LONG_MESSAGE = 48 * 1024
+"""One that is not made longer by waiting, but for a bulk transfer on a link that is fast."""
 LEAST_PIECE = 8 * 1024
 """Packets are not cut below this while the link takes all: pieces cost time, and a burst may be beginning."""
 _MEASURED = 0.1  # seconds over which the link's rate is measured
@@ -46,7 +47,7 @@ class PacketQueue:
             MAX_PACKETS,
             lambda _, reason: dropped(reason),
             _mark,
-            quantum=QUANTUM if link is None else MOST_MESSAGE,  # where packets are not cut, turns are longer
+            quantum=QUANTUM if link is None else LONG_MESSAGE,  # where packets are not cut, turns are longer
             target=target,
         )
         self.link = link
@@ -55,7 +56,7 @@ class PacketQueue:
         self.slow_until = self.blocked_at = 0.0
         self.batch = bytearray()  # records for `flow` that have left the queue, and not been sent yet
         self.flow: Flow | None = None
-        self.message = MOST_MESSAGE // 4
+        self.message = LONG_MESSAGE // 4
         self.most = offload.MAX_RECORD
         self.rate = 0.0
         self._since = 0.0
@@ -71,7 +72,7 @@ class PacketQueue:
         """
         start = offload.HEADER_SIZE if kind == record.OFFLOAD else 0
         key, connection = ip.flow_key(body, start, len(body)), ip.connection_key(body, start)
-        if kind == record.OFFLOAD and body[1] and self.message < min(len(body), MOST_MESSAGE):
+        if kind == record.OFFLOAD and body[1] and self.message < min(len(body), LONG_MESSAGE):
             pieces: Iterable[tuple[int, memoryview | bytes]] = offload.split(body, self.message)
         else:
             pieces = ((kind, body),)
@@ -113,8 +114,8 @@ class PacketQueue:
             if elapsed < 2 * _MEASURED:
                 self.rate = self._sent / elapsed
                 best = int(self.rate * MESSAGE_SECONDS)
-                self.message = min(max(best, LEAST_MESSAGE), MOST_MESSAGE)
-                self.most = max(self.message, LEAST_PIECE) if best < MOST_MESSAGE else offload.MAX_RECORD
+                self.message = min(max(best, LEAST_MESSAGE), record.LARGEST_PLAINTEXT)
+                self.most = max(self.message, LEAST_PIECE) if best < LONG_MESSAGE else offload.MAX_RECORD
             self._since, self._sent = now, 0
 
 

@@ -12,7 +12,7 @@ from shadowmesh.crypto.keys import DeviceKeys, NetworkKeys
 from shadowmesh.crypto.noise import Ephemerals
 from shadowmesh.mesh.timers import Timers
 from shadowmesh.mesh.trust import Trust
-from shadowmesh.wire.record import Info
+from shadowmesh.wire.record import LARGEST_PLAINTEXT, Info
 
 if TYPE_CHECKING:
     from shadowmesh.mesh.handshake import HalfOpen, PendingHello
@@ -82,6 +82,7 @@ class Local:
             agent=self.agent,
             mtu=self.mtu,
             versions=(VERSION,),
+            max_plaintext=LARGEST_PLAINTEXT,
         )
 
 

@@ -58,7 +58,7 @@ class Mesh:
         self._held: Lru[bytes, tuple[float, int]] = Lru(MAX_REMEMBERED)  # address → (until, step)
         self._own_ips = frozenset(context.local.ips)
         self._look_after = HELLO_AFTER  # seconds without an answer
-        self._plain = memoryview(bytearray(_HEADROOM + record.MAX_PLAINTEXT))[_HEADROOM:]
+        self._plain = memoryview(bytearray(_HEADROOM + record.LARGEST_PLAINTEXT))[_HEADROOM:]
         self._whole = memoryview(self._plain.obj)
 
     # -- time

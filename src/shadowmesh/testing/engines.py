@@ -21,7 +21,6 @@ from random import Random
 from typing import Any, cast
 
 from shadowmesh.crypto.keys import DeviceKeys, NetworkKeys
-from shadowmesh.crypto.session import OVERHEAD
 from shadowmesh.daemon.engine import Engine
 from shadowmesh.mesh.context import Context
 from shadowmesh.mesh.peer import Peer
@@ -31,7 +30,6 @@ from shadowmesh.tun.base import MAX_RECORD
 from shadowmesh.tun.memory import MemoryTun
 from shadowmesh.wire import frame, message
 from shadowmesh.wire.offload import PLAIN
-from shadowmesh.wire.record import MAX_PLAINTEXT
 
 _SEND_BUFFER = 212_992  # Linux' net.core.wmem_max, which counts double: six records of 64 KiB
 
@@ -97,14 +95,15 @@ class StationLink:
     def __init__(self, station: Station) -> None:
         self.ready = True
         self.since = station.net.loop.now
+        self.max_frame = frame.MAX_FRAME
         self.takes = -1
         self.frames: list[bytes] = []
         self._station = station
 
     def send_frame(self, data: memoryview | bytes, via: object = None) -> None:
-        """See daemon.engine.Link."""
+        """See daemon.listener.Link."""
         assert self.ready
-        assert frame.MIN_FRAME <= len(data) <= frame.HEADER_SIZE + MAX_PLAINTEXT + OVERHEAD
+        assert frame.MIN_FRAME <= len(data) <= self.max_frame
         self.frames.append(bytes(data))
         self._station.net.travelling.append((self._station, bytes(data)))
         self.takes -= 1

@@ -30,6 +30,8 @@ MAX_RECORDS = 4096
 MOST_PADDING = 19
 """Bytes of the longest record that `padding` gives."""
 MAX_PLAINTEXT = 65_600  # one 64 KiB offload packet, its header and padding
+LARGEST_PLAINTEXT = 130_992
+"""The same for a peer that says it takes so much (`Info.max_plaintext`): what fits a frame of 128 KiB."""
 MAX_INFO = 4096
 MAX_IPS = 8
 MAX_ROUTES = 64
@@ -89,6 +91,7 @@ class Info:
 
     seq: a lower one of the same session is ignored. ips: overlay IPs (4 or 16 bytes), at most 8.
     routes: CIDR prefixes the device offers, shown and never installed unasked. mtu: of its TUN device, bytes.
+    max_plaintext: bytes of plaintext that it takes in one sealed message.
     """
 
     seq: int
@@ -98,9 +101,11 @@ class Info:
     agent: str
     mtu: int
     versions: tuple[int, ...]
+    max_plaintext: int = MAX_PLAINTEXT
 
     def encode(self) -> bytes:
         """The JSON body. Raises ValueError above 4096 bytes: only own settings can cause that."""
+        longer = self.max_plaintext > MAX_PLAINTEXT
         body = json.dumps(
             {
                 "type": "info",
@@ -111,7 +116,8 @@ class Info:
                 "agent": self.agent,
                 "mtu": self.mtu,
                 "versions": list(self.versions),
-            },
+            }
+            | ({"max_plaintext": self.max_plaintext} if longer else {}),
             separators=(",", ":"),
         ).encode()
         if len(body) > MAX_INFO:
@@ -196,7 +202,15 @@ def _info(fields: dict[str, object]) -> Info:
         agent=_text(fields.get("agent"), "agent", 64),
         mtu=_integer(fields, "mtu", 65_535),
         versions=tuple(versions),
+        max_plaintext=_max_plaintext(fields),
     )
+
+
+def _max_plaintext(fields: dict[str, object]) -> int:
+    """What is used of it: every peer takes MAX_PLAINTEXT, and we seal no more than LARGEST_PLAINTEXT."""
+    if "max_plaintext" not in fields:
+        return MAX_PLAINTEXT
+    return min(max(_integer(fields, "max_plaintext", 2**53 - 1), MAX_PLAINTEXT), LARGEST_PLAINTEXT)
 
 
 def _ip(text: str) -> bytes:

@@ -20,6 +20,7 @@ class Links:
     """Two links of a station; `takes` says how many frames each takes before it is full."""
 
     ready = True
+    max_frame = frame.MAX_FRAME
 
     def __init__(self, station: Station) -> None:
         self.since = station.net.loop.now

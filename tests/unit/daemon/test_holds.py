@@ -8,7 +8,7 @@ import pytest
 
 from shadowmesh.daemon import holds
 from shadowmesh.daemon.engine import BULK, READ_ON
-from shadowmesh.daemon.queue import MOST_MESSAGE
+from shadowmesh.daemon.queue import LONG_MESSAGE
 from shadowmesh.testing.engines import Net, Station
 from shadowmesh.testing.packets import tcp_packet, udp_packet, unfinished
 from shadowmesh.wire.offload import PLAIN
@@ -20,7 +20,7 @@ def net() -> Iterator[Net]:
     net = Net("a", "b", "c")
     net.meet()
     for station in net.stations:
-        station.engine._queue.message = MOST_MESSAGE  # a fast link
+        station.engine._queue.message = LONG_MESSAGE  # a fast link
     yield net
     net.close()
 

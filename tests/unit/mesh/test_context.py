@@ -27,7 +27,7 @@ def test_a_name_that_can_have_no_address_has_none() -> None:
 def test_the_info_record_says_what_the_settings_say() -> None:
     local = local_settings("a", "10.10.10.1/24", "fd00::1/64", advertise=["192.168.7.0/24"])
     info = local.info()
-    assert info == Info(0, "a", local.ips, ("192.168.7.0/24",), "shadowmesh/test", 1400, (1,))
+    assert info == Info(0, "a", local.ips, ("192.168.7.0/24",), "shadowmesh/test", 1400, (1,), 130_992)
 
 
 def test_a_new_index_is_none_that_is_in_use() -> None:

@@ -156,7 +156,7 @@ def test_a_message_is_opened_once() -> None:
 def test_the_largest_plaintext_and_no_larger() -> None:
     mesh, a, b = met()
     session = b.session(a)
-    for size in (65_600, 65_616):
+    for size in (130_992, 131_008):
         b.send(session.remote, session.local, session.sealer.seal(record.pack(9, bytes(size - 4))))
     mesh.run(0.1)
     assert a.peer(b).messages_in == 1

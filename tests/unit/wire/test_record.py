@@ -147,12 +147,25 @@ def test_own_settings_too_long_for_an_info() -> None:
         {"versions": ["1"]},
         {"versions": [1] * 17},
         {"versions": 1},
+        {"max_plaintext": "130992"},
+        {"max_plaintext": -1},
     ],
     ids=str,
 )
 def test_a_bad_info_is_refused(change: dict[str, object]) -> None:
     with pytest.raises(MessageError):
         decode_json(json.dumps(FIELDS | change).encode())
+
+
+@pytest.mark.parametrize(
+    ("said", "used"),
+    [(None, 65_600), (0, 65_600), (100_000, 100_000), (130_992, 130_992), (2**53 - 1, 130_992)],
+)
+def test_how_much_a_peer_takes(said: int | None, used: int) -> None:
+    info = decode_json(json.dumps(FIELDS if said is None else FIELDS | {"max_plaintext": said}).encode())
+    assert isinstance(info, Info)
+    assert info.max_plaintext == used
+    assert decode_json(info.encode()) == info
 
 
 @pytest.mark.parametrize("key", [key for key in FIELDS if key != "type"])
