@@ -140,3 +140,22 @@ def test_what_is_done_without_can_be_imported_afterwards(package: str) -> None:
 def test_a_package_that_is_not_there_is_missed_by_who_imports_it() -> None:
     with lean.bare("no_such_package"), pytest.raises(ImportError):
         import_module("no_such_package.part")
+
+
+def test_a_started_program_keeps_its_heap() -> None:
+    """What is freed comes back without a page fault for each of its pages."""
+    script = """
+import resource, sys
+from shadowmesh import lean
+if sys.argv[1] == "started":
+    lean.started()
+for _ in range(200):
+    frames = [bytes(130_992) for _ in range(12)]
+    del frames
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+    faults = {
+        how: int(subprocess.run([sys.executable, "-c", script, how], capture_output=True, check=True).stdout)
+        for how in ("started", "not")
+    }
+    assert faults["started"] < 10_000 < 20_000 < faults["not"]

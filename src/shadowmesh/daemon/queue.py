@@ -24,6 +24,7 @@ LONG_MESSAGE = 48 * 1024
 LEAST_PIECE = 8 * 1024
 """Packets are not cut below this while the link takes all: pieces cost time, and a burst may be beginning."""
 _MEASURED = 0.1  # seconds over which the link's rate is measured
+_PADDING = bytes(record.MOST_PADDING)
 
 Packet = tuple[bytes, int, bytearray]
 """`ip.flow_key`, kind of the record, and the record with room for padding behind it."""
@@ -78,9 +79,7 @@ class PacketQueue:
             pieces = ((kind, body),)
         for kind, piece in pieces:
             size = len(piece)
-            packet = bytearray(record.HEADER_SIZE + size + record.MOST_PADDING)
-            record.header.pack_into(packet, 0, kind << 24 | size)
-            packet[record.HEADER_SIZE : record.HEADER_SIZE + size] = piece
+            packet = bytearray().join((record.header.pack(kind << 24 | size), piece, _PADDING))
             self._queue.push(connection, (key, kind, packet), size, now)
 
     @property
