@@ -21,7 +21,7 @@ from typing import Any, cast
 KEPT_HEAP = 4 << 20
 """Bytes at the end of the heap that stay when they are free: less would not do under eight streams."""
 LARGEST_IN_HEAP = 1 << 20
-"""Bytes from which on an allocation has pages of its own: glibc's default, 128 KiB, is the size of a frame."""
+"""Bytes from which on an allocation has pages of its own: by default 128 KiB, the size of a frame."""
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 

@@ -33,8 +33,8 @@ class Meter(Recorder):
 
     def __init__(self) -> None:
         super().__init__()
-        self.total = self.most = 0
-        self._turn = 0
+        self.total = self._turn = 0
+        self.turns: list[int] = []
 
     def on_binary(self, data: memoryview) -> None:
         if len(data) != 1000:
@@ -46,7 +46,8 @@ class Meter(Recorder):
         self.total += 1
 
     def _over(self) -> None:
-        self.most, self._turn = max(self.most, self._turn), 0
+        self.turns.append(self._turn)
+        self._turn = 0
 
 
 @pytest.mark.parametrize("new_loop", [None, new_loop])
@@ -69,7 +70,28 @@ def test_a_flood_is_read_in_parts(
             await peer.close()
 
     drive(main, new_loop=new_loop)
-    assert READ_PER_TURN / 4 < meter.most < READ_PER_TURN + read
+    assert READ_PER_TURN / 4 < max(meter.turns) < READ_PER_TURN + read
+
+
+def test_behind_a_long_message_another_is_read_at_once() -> None:
+    """Once: what comes behind it is short, and so are the reads then."""
+
+    class Bulk(Meter):
+        def on_binary(self, data: memoryview) -> None:
+            super().on_binary(data)
+            self.bulk |= len(data) > READ_PER_TURN
+
+    meter = Bulk()
+
+    async def main() -> None:
+        async with serving(lambda request: meter) as server:
+            peer = await RawPeer.upgraded(server.port)
+            peer.send(SMALL * MANY + frame(BINARY, bytes(131_000)) + SMALL * MANY)
+            await until(lambda: meter.total == 2 * MANY)
+            await peer.close()
+
+    drive(main)
+    assert sum(turn > READ_PER_TURN + LARGE_READ for turn in meter.turns) == 1
 
 
 def test_the_bound_holds_whatever_is_imported_first_of_ours() -> None:

@@ -19,6 +19,7 @@ from shadowmesh.daemon.backoff import UNAUTHORIZED, Backoff, is_refusal
 from shadowmesh.daemon.listener import Listener
 from shadowmesh.daemon.words import another_version, in_words, unauthorized
 from shadowmesh.errors import ControlError
+from shadowmesh.net import READ_PER_TURN
 from shadowmesh.net.client import ConnectFailed, Found, connect
 from shadowmesh.net.proxy import Proxy
 from shadowmesh.net.receivebuffer import ReceiveBuffer
@@ -409,6 +410,7 @@ class _Connection(WebSocket):
         self._link.on_open(self)
 
     def on_binary(self, data: memoryview) -> None:
+        self.bulk |= len(data) > READ_PER_TURN
         if self._joined:
             self._link.listener.on_frame(data)
 

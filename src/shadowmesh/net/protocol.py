@@ -172,17 +172,20 @@ class Protocol(WSProtocol):  # type: ignore[misc]
         # A read leaves at least one byte free, so more room than the whole size means the buffer was doubled.
         if room > self._size:
             self._size = self._size * 2 or room
-        ws = self.ws
+        ws, most = self.ws, _MOST_READ
         if ws is not None:
             ws.heard = True
+            if ws.bulk:
+                ws.bulk, most = False, self._size
         pending = self._size - room
         free = self._ceiling - pending
         if free <= 0:
             return self._too_long()
         # Filled to nine tenths the buffer doubles. Once it is large enough for a busy peer, that is for a
         # message that needs it: 72 KiB hold the frames that offload makes. And what is larger is there for a
-        # larger message only: to read more small ones at once would keep others waiting.
-        spare = 0 if self._size < _BUSY_BUFFER else min(self._size * 9 // 10 - pending, _MOST_READ)
+        # larger message only, read at once for who has just sent another one: to read more small ones at once
+        # would keep others waiting.
+        spare = 0 if self._size < _BUSY_BUFFER else min(self._size * 9 // 10 - pending, most)
         return view[: min(free, spare if spare > 0 else room - 1)]
 
     def buffer_updated(self, size: int) -> None:

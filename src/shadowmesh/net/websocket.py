@@ -84,6 +84,7 @@ class WebSocket(WSListener):
         "_reason",
         "_special",
         "_transport",
+        "bulk",
         "closed_here",
         "closing",
         "heard",
@@ -118,6 +119,8 @@ class WebSocket(WSListener):
         """This side closed first."""
         self.heard = False
         """Set by every read; whoever watches for silence clears it."""
+        self.bulk = False
+        """Set for a message of more than `READ_PER_TURN`: the next read may take as much."""
         self.rtt: float | None = None
         """Seconds between the latest `ping()` that was answered and its pong."""
         self._special = False  # closing, or inside a fragmented message: leave the fast path

@@ -17,6 +17,7 @@ from random import randrange
 from time import monotonic
 from typing import TYPE_CHECKING
 
+from shadowmesh.net import READ_PER_TURN
 from shadowmesh.net.sendbuffer import SendBuffer
 from shadowmesh.net.websocket import WebSocket, binary_frame
 from shadowmesh.relay.counters import MEASURED_EVERY
@@ -94,6 +95,8 @@ class Receiver(WebSocket):
             return
         if batch:
             self.flush(read_at, sender)
+        if size > READ_PER_TURN:
+            sender.bulk = True
         if self.closing:
             self.lose("receiver_left")
         elif self._blocked:
