@@ -73,14 +73,14 @@ def started() -> None:
     """
     gc.freeze()
     gc.enable()
-    _keep_heap()
 
 
-def _keep_heap() -> None:
+def keep_heap() -> None:
     """Have glibc keep some of what is freed at the end of its heap (mallopt(3)).
 
     By default it gives back what is more than 256 KiB. Frames that wait for a moment then come and go as new
-    pages, each of which the kernel has to clear: a tenth of a relay's processor time under bulk.
+    pages, each of which the kernel has to clear: a tenth of a relay's processor time under bulk. In a daemon,
+    which is seldom busy, the memory is worth more.
     """
     if sys.platform == "linux":
         with suppress(AttributeError):  # another C library

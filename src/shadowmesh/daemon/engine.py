@@ -332,10 +332,14 @@ class Engine:
         if end - start >= LONE or at <= BULK:
             return False
         own = ip.connection_key(plain, start + (_VNET if kind == record.OFFLOAD else 0))
-        return not any(
-            ip.connection_key(plain, begin + (_VNET if kind == record.OFFLOAD else 0)) == own
-            for kind, begin, _ in record.split(plain, at)
-        )
+        begin = 0
+        while begin < at:
+            (word,) = record.header.unpack_from(plain, begin)
+            begin += _HEADER
+            if ip.connection_key(plain, begin + (_VNET if word >> 24 == record.OFFLOAD else 0)) == own:
+                return False
+            begin += word & 0xFFFFFF
+        return True
 
     def _send_before(self, flow: Flow, at: int, start: int, end: int, now: float) -> tuple[int, int]:
         """Send plain[:at] while a packet has been read behind it, which is moved to the front: where to."""

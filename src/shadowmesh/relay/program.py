@@ -73,6 +73,7 @@ class _Program:
         self._check_files(files)
         self._notifier.ready(self._status())
         lean.started()
+        lean.keep_heap()
         reloading = asyncio.create_task(self._reload_on_hangup(files), name="reload")
         telling = asyncio.create_task(self._tell_status(), name="status")
         feeding = asyncio.create_task(self._notifier.feed_watchdog(), name="watchdog")
