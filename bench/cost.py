@@ -39,6 +39,7 @@ MEASURED: Counts = {
     "engine, 64 KiB: instructions": 1041000,
     "engine, 1.2 KB: instructions": 257500,
     "engine, 50 of 100 B: instructions": 48480,
+    "engine, 50 of 100 B, slow link: instructions": 67840,
     "relay, 64 KiB: system calls": 4.023,
     "relay, 1.4 KiB: system calls": 4.038,
     "relay, 50 of 100 B: system calls": 0.083,
@@ -64,7 +65,7 @@ class Case(NamedTuple):
 
 
 RELAY = {"64 KiB": Case(65536, 1, 1000), "1.4 KiB": Case(1434, 1, 1000), "50 of 100 B": Case(100, 50, 60)}
-ENGINE = {"64 KiB": 100, "1.2 KB": 200, "50 of 100 B": 20}
+ENGINE = {"64 KiB": 100, "1.2 KB": 200, "50 of 100 B": 20, "50 of 100 B, slow link": 20}
 """Rounds of the cases of `bench.cost_engine`."""
 DAEMON = {"1.2 KB": Case(1200, 1, 200), "50 of 100 B": Case(100, 50, 20)}
 _PORT = 5001

@@ -8,9 +8,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from shadowmesh.daemon.queue import LEAST_PIECE
 from shadowmesh.testing.engines import Net, Station
 from shadowmesh.testing.packets import tcp_packet, udp_packet, unfinished
-from shadowmesh.wire.offload import PLAIN
+from shadowmesh.wire.offload import MAX_RECORD, PLAIN
 
 _SEGMENT = 1348
 
@@ -23,7 +24,12 @@ def cases(one: Station, other: Station) -> dict[str, Sequence[bytes]]:
         "64 KiB": [bytes(unfinished(bulk, _SEGMENT))],
         "1.2 KB": [PLAIN + datagram],
         "50 of 100 B": [PLAIN + udp_packet(one.ip, other.ip, bytes(100))] * 50,
+        SLOW: [PLAIN + udp_packet(one.ip, other.ip, bytes(100))] * 50,
     }
+
+
+SLOW = "50 of 100 B, slow link"
+"""Where small packets of other connections do not wait behind bulk."""
 
 
 def carry(net: Net, records: Sequence[bytes]) -> None:
@@ -43,6 +49,7 @@ def main() -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         name, rounds = line.rsplit(" ", 1)
+        net.stations[0].engine._queue.most = LEAST_PIECE if name == SLOW else MAX_RECORD
         for _ in range(int(rounds)):
             carry(net, known[name])
         print("done", flush=True)

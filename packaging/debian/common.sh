@@ -1,11 +1,13 @@
 unit=#NAME#.service
 
-# The service's own last words are in the journal, by then perhaps of another start.
+# The service's own last words are in the journal, by then perhaps of another start. Behind the mistakes of a
+# configuration they are how many there are: then the last of these.
 service() { # ACTION
     began=$(date +%s)
     if ! deb-systemd-invoke "$1" "$unit" >/dev/null 2>&1; then
         journalctl --sync 2>/dev/null || :
-        last=$(journalctl --quiet --no-pager --reverse -o cat -n 1 -t #NAME# --since "@$began" 2>/dev/null) || :
+        last=$(journalctl --quiet --no-pager --reverse -o cat -n 2 -t #NAME# --since "@$began" 2>/dev/null |
+            sed -n '1{/ problems=[0-9]*$/!{p;q;};};2p') || :
         echo "#NAME#: $unit did not $1: ${last:-no word of it}; more: journalctl -u #NAME# -n 20" >&2
     fi
 }

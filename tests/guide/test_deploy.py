@@ -140,6 +140,7 @@ def test_the_names_of_the_ports_for_ufw(relay: Relay) -> None:
     apps = relay.machine.shell("ufw app list").stdout.split("\n")
     assert {"  ShadowMesh", "  ShadowMesh TLS"} <= set(apps)
     relay.machine.shell("ufw allow ShadowMesh && ufw allow 'ShadowMesh TLS'")
+    assert "443/tcp" in relay.machine.shell("ufw app info 'ShadowMesh TLS'").stdout.split()
 
 
 def test_rules_for_nftables(relay: Relay) -> None:

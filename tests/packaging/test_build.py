@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -140,12 +141,13 @@ def test_the_time_is_the_commits_also_in_a_clone_of_somebody_else(tree: Path) ->
     assert "+ : 1600000000\n" in done.stderr
 
 
-def test_pipx_installs_the_programs_with_what_they_need(tmp_path: Path) -> None:
-    """The wheel alone; of the libraries that fit the pinned ones, which nobody else changes."""
+@pytest.mark.parametrize("package", [artifacts.wheel, artifacts.sdist])
+def test_pipx_installs_the_programs_with_what_they_need(tmp_path: Path, package: Callable[[], Path]) -> None:
+    """One file; of the libraries that fit the pinned ones, which nobody else changes."""
     pinned = re.findall(r"^([\w.-]+==\S+)", (ROOT / "requirements/run.txt").read_text(), re.MULTILINE)
     (tmp_path / "pinned.txt").write_text("\n".join(pinned))
     environment = {name: str(tmp_path / name) for name in ("PIPX_HOME", "PIPX_BIN_DIR", "PIPX_MAN_DIR")}
-    argv = [sys.executable, "-m", "pipx", "install", "--python", sys.executable, str(artifacts.wheel())]
+    argv = [sys.executable, "-m", "pipx", "install", "--python", sys.executable, str(package())]
     argv.append(f"--pip-args=--constraint={tmp_path}/pinned.txt")
     done = subprocess.run(argv, capture_output=True, text=True, env={**os.environ, **environment})
     assert not done.returncode, done.stderr

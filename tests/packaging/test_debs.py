@@ -424,13 +424,28 @@ def test_an_invitation_has_its_qr_code(program: str, tmp_path: Path) -> None:
     assert "\u2588" in done.stdout
 
 
-def test_a_service_that_does_not_start_has_its_last_words_in_one_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("journal", "last"),
+    [
+        (["relay cannot start: port", "starting"], "relay cannot start: port"),
+        (["relay cannot start: port"], "relay cannot start: port"),
+        (
+            ["relay cannot start [relay] problems=1", "FILE:1:1: relay_prot: unknown"],
+            "FILE:1:1: relay_prot: unknown",
+        ),
+        ([], "no word of it"),
+    ],
+)
+def test_a_service_that_does_not_start_has_its_last_words_in_one_line(
+    tmp_path: Path, journal: list[str], last: str
+) -> None:
     bin = tmp_path / "bin"
     bin.mkdir()
-    last = '"-t shadowmesh-relay --since @"'
+    own = '"-t shadowmesh-relay --since @"'
+    lines = "; ".join(f"echo '{line}'" for line in journal) or ":"
     for name, text in {
         "deb-systemd-invoke": 'echo "Could not execute systemctl: at X line 145." >&2; exit 1',
-        "journalctl": f'case $* in *--sync*) ;; *{last}*) echo "relay cannot start: port" ;; esac',
+        "journalctl": f"case $* in *--sync*) ;; *{own}*) {lines} ;; esac",
     }.items():
         (bin / name).write_text(f"#!/bin/sh\n{text}\n")
         (bin / name).chmod(0o755)
@@ -440,7 +455,7 @@ def test_a_service_that_does_not_start_has_its_last_words_in_one_line(tmp_path: 
     done = subprocess.run(argv, capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stderr) == (
         0,
-        "shadowmesh-relay: shadowmesh-relay.service did not start: relay cannot start: port;"
+        f"shadowmesh-relay: shadowmesh-relay.service did not start: {last};"
         " more: journalctl -u shadowmesh-relay -n 20\n",
     )
 

@@ -73,6 +73,15 @@ def test_no_setting_stands_twice_with_different_values(unit: Path) -> None:
 
 
 @units
+def test_the_service_is_watched_and_started_again(unit: Path) -> None:
+    """A hanging one within half a minute; not one whose configuration is wrong, which ends with status 2."""
+    lines = set(unit.read_text().splitlines())
+    stop = "TimeoutStopSec=15" if unit == RELAY else "TimeoutStopSec=10"
+    assert {"WatchdogSec=30", "NotifyAccess=all", "RestartPreventExitStatus=2", stop} <= lines
+    assert lines & {"Restart=always", "Restart=on-failure"}
+
+
+@units
 def test_the_service_sees_what_it_needs_of_proc(unit: Path) -> None:
     """The boot time in /proc/stat for process metrics, the switches of IPv6 and forwarding in /proc/sys."""
     assert not [line for line in settings(unit.read_text()) if "ProcSubset" in line]

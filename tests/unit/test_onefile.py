@@ -65,3 +65,13 @@ def test_only_old_and_unlocked_files_of_ours_are_swept(tmp_path: Path) -> None:
     (tmp_path / "_MEIlink").symlink_to(tmp_path / "_MEInew")
     onefile.sweep(tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["_MEIlink", "_MEInew", "_MEIother"]
+
+
+def test_files_of_another_user_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "_MEIold").mkdir()
+    (tmp_path / "_MEIold" / onefile.MARK).touch()
+    os.utime(tmp_path / "_MEIold", (0, 0))
+    user = os.geteuid()
+    monkeypatch.setattr("os.geteuid", lambda: user + 1)
+    onefile.sweep(tmp_path)
+    assert os.listdir(tmp_path) == ["_MEIold"]

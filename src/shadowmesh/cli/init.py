@@ -220,6 +220,10 @@ def client(
             relay_key(api_key)
         except ValueError as error:
             raise StartError(f"the API key {error}") from None
+    if tls_ca_file is not None:
+        from shadowmesh.net.client import check_ca_file
+
+        check_ca_file(tls_ca_file)
     made = Client(
         key,
         ips,

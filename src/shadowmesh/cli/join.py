@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from shadowmesh.cli import newfile
+from shadowmesh.cli import inventory, newfile
 from shadowmesh.cli.drafts import FILE, Client, Parsed, interactive, path_of, secret_in
 from shadowmesh.cli.init import NAME, free_listen_address
 from shadowmesh.config.address import host_port
@@ -44,4 +44,7 @@ def join(file: str, name: str | None, listen_address: str | None, output: str, f
         invitation.insecure_api_key,
         invitation.ca_file,
     )
-    made.say_what_next(output, made.write(output, force))
+    replaced = made.write(output, force)
+    if kept := inventory.put_away(output):
+        click.echo(f"the list of devices that was here is not this network's any more: {kept}")
+    made.say_what_next(output, replaced)

@@ -82,6 +82,16 @@ def write_new(
     return backup
 
 
+def put_aside(path: str) -> str:
+    """Give a file that is in nobody's way then another name, which is returned. Raises StartError."""
+    try:
+        backup = _keep(path)
+        os.unlink(path)
+    except OSError as error:
+        raise StartError(_trouble(path, error)) from None
+    return backup
+
+
 def _keep(path: str) -> str:
     """Give a file a second name, the first free one of FILE.bak, FILE.bak2, …"""
     for number in itertools.count(1):

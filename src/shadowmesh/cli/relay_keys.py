@@ -300,6 +300,7 @@ def _facts(key: Key, now: float) -> dict[str, Any]:
 
     previous = key.previous if key.previous and key.previous.expires > now else None
     if key.revoked is not None:
+        previous = None
         state = "revoked"
     elif key.expires is not None and key.expires <= now:
         state = "expired"

@@ -154,10 +154,13 @@ def watch(interval: float, times: int | None, as_json: bool, api: str | None, to
 
         from shadowmesh.cli import tables
 
-        with Live(_page(daemon), console=tables.console(), auto_refresh=False) as live:
+        console = tables.console()
+        with Live(_page(daemon), console=console, auto_refresh=False) as live:
             while times is None or (shown := shown + 1) < times:
                 time.sleep(interval)
                 live.update(_page(daemon), refresh=True)
+        if not console.is_terminal:
+            click.echo()  # rich ends the last line on a terminal only
     except KeyboardInterrupt:
         pass
 

@@ -361,8 +361,7 @@ class Engine:
         if session is None or not self._link.ready:
             self._cannot_send(flow, session is None, plain[:size], now)
             return
-        via = session.peer.via
-        lane = self._lane(session)
+        via, lane = session.via, self._lane(session)
         queue = self._queue if lane is None else self._queues.get(lane, self._queue)
         if self._held and waited is None and (held := self._held.get((flow.destination, lane))) is not None:
             self._hold_back(held, flow, plain[:size], now)
@@ -382,8 +381,7 @@ class Engine:
 
     def _lane(self, session: Session) -> object:
         """What names the link to a peer; None: it is alone."""
-        via = session.peer.via
-        return via if via is not None or not self._lanes else self._lanes.get(session.local)
+        return session.via if session.via is not None or not self._lanes else self._lanes.get(session.local)
 
     def _room(self, flow: Flow) -> int:
         """Bytes of the records that one message to a peer may have at the moment."""

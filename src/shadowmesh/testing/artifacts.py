@@ -23,6 +23,8 @@ _SOURCES = (
     "docs",
     "monitoring",
     "requirements/run.txt",
+    "requirements/build.txt",
+    "requirements/build-binary.txt",
     "scripts/build",
     "pyproject.toml",
     "README.md",

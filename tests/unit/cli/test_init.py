@@ -378,3 +378,10 @@ def test_each_mistake_of_a_relay(tmp_path: Path, arguments: tuple[str, ...], wor
     assert result.exit_code in (1, 2)
     assert words in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_authority_that_cannot_be_read_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    result = client(tmp_path / "c.yaml", "--tls-ca-file", "/not/there")
+    assert result.exit_code == 1
+    assert "relay.tls_ca_file /not/there: No such file or directory" in result.stderr
+    assert list(tmp_path.iterdir()) == []

@@ -149,6 +149,17 @@ def test_what_is_refused(owner: Owner) -> None:
     assert "c.yaml: no such file" in owner.refused("desktop")
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
+def test_a_relay_that_only_this_machine_finds(owner: Owner, host: str) -> None:
+    assert "warning" not in owner.run("phone").stderr
+    owner.write(CONFIG.replace("ws://203.0.113.9:9545", f'"ws://{host}:9545"'))
+    assert f"warning: ws://{host}:9545/relay leads other machines to themselves" in owner.run("tablet").stderr
+    owner.write(
+        CONFIG.replace("{server: ws://203.0.113.9:9545}", f"{{servers: [ws://{host}, ws://203.0.113.9]}}")
+    )
+    assert "warning" not in owner.run("watch").stderr
+
+
 def test_without_the_list(owner: Owner) -> None:
     owner.hosts.unlink()
     assert "c.hosts: no such file. It is the list of all devices, kept where the first" in owner.refused(

@@ -142,6 +142,17 @@ def test_a_file_that_is_there_stays(tmp_path: Path) -> None:
     assert Path(f"{path}.bak").read_text() == "mine"
 
 
+def test_the_list_of_a_device_that_was_another_one_is_put_away(tmp_path: Path) -> None:
+    """Or it would invite others to the IPs that this one does not know of."""
+    (tmp_path / "c.yaml").write_text("old")
+    (tmp_path / "c.hosts").write_text("10.10.10.2 desktop\n")
+    result = run(tmp_path / "c.yaml", "--force", input=LINE)
+    assert result.exit_code == 0
+    assert f"{tmp_path}/c.hosts.bak" in result.stdout
+    assert not (tmp_path / "c.hosts").exists()
+    assert (tmp_path / "c.hosts.bak").read_text() == "10.10.10.2 desktop\n"
+
+
 def test_on_a_real_terminal_it_stays_hidden(tmp_path: Path) -> None:
     ours, theirs = pty.openpty()
     command = [*COMMAND, "-o", str(tmp_path / "c.yaml")]

@@ -158,6 +158,7 @@ def test_rotate_with_grace(operator: Operator) -> None:
     assert json.loads(operator.run("list", "--json").stdout)[0]["state"] == "valid"
     other = operator.key("rotate", "laptop")
     operator.run("revoke", "laptop")
+    assert "revoked until" not in operator.run("list").stdout
     assert [operator.admits(each) for each in (last, other)] == [False, False]
     assert "was revoked on" in operator.refused("rotate", "laptop")
     assert "write a number and m, h, d or w" in operator.refused("rotate", "laptop", "--grace", "long")

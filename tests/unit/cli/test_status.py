@@ -198,6 +198,7 @@ def test_watch(served: Host) -> None:
     lines = served.run("watch", "--json", "-n", "0.2", "--times", "2").stdout.splitlines()
     assert [json.loads(line)["status"] for line in lines] == ["connected", "connected"]
     shown = served.run("watch", "--times", "1").stdout
+    assert shown.endswith("\n")
     assert "RELAY" in shown
     assert "NAME" in shown
 
