@@ -8,21 +8,14 @@ Whoever asks for the rest of such a library later, in the same process, gets it.
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec, module_from_spec
 from types import ModuleType
 from typing import Any, cast
-
-KEPT_HEAP = 4 << 20
-"""Bytes at the end of the heap that stay when they are free: less would not do under eight streams."""
-LARGEST_IN_HEAP = 1 << 20
-"""Bytes from which on an allocation has pages of its own: by default 128 KiB, the size of a frame."""
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 class _Bare(ModuleType):
@@ -73,17 +66,3 @@ def started() -> None:
     """
     gc.freeze()
     gc.enable()
-
-
-def keep_heap() -> None:
-    """Have glibc keep some of what is freed at the end of its heap (mallopt(3)).
-
-    By default it gives back what is more than 256 KiB. Frames that wait for a moment then come and go as new
-    pages, each of which the kernel has to clear: a tenth of a relay's processor time under bulk. In a daemon,
-    which is seldom busy, the memory is worth more.
-    """
-    if sys.platform == "linux":
-        with suppress(AttributeError):  # another C library
-            mallopt = ctypes.CDLL(None).mallopt
-            mallopt(_M_TRIM_THRESHOLD, KEPT_HEAP)
-            mallopt(_M_MMAP_THRESHOLD, LARGEST_IN_HEAP)

@@ -21,6 +21,7 @@ from shadowmesh.cli.completion import PLACES
 from shadowmesh.testing import artifacts, guide
 from shadowmesh.testing.artifacts import ARCH, ROOT
 from shadowmesh.testing.machine import Machine
+from shadowmesh.testing.markdown import links
 from shadowmesh.testing.netlab import Lab
 
 pytestmark = [pytest.mark.netns, pytest.mark.packaging]
@@ -141,22 +142,11 @@ def test_every_link_of_a_packages_pages_leads_somewhere(program: str) -> None:
     assert {page.name for page in (ROOT / "docs").glob("*.md")} | {"README.md", "CHANGELOG.md"} <= names
     walked = 0
     for page in pages:
-        for link in LINK.findall(re.sub(r"`[^`]*`", "", page.read_text())):
-            path, _, anchor = link.partition("#")
-            target = (page.parent / path).resolve() if path else page
+        for link, target, found in links(page):
             assert target.is_relative_to(root), f"{page.name}: {link}"
-            assert target.exists(), f"{page.name}: {link}"
-            assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
+            assert found, f"{page.name}: {link}"
             walked += 1
     assert walked > 100
-
-
-LINK = re.compile(r"\]\((?!https?:)([^)\s]+)\)")
-
-
-def anchors(page: Path) -> set[str]:
-    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def test_the_same_tree_is_packed_to_the_same_bytes(tmp_path: Path) -> None:

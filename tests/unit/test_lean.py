@@ -140,22 +140,3 @@ def test_what_is_done_without_can_be_imported_afterwards(package: str) -> None:
 def test_a_package_that_is_not_there_is_missed_by_who_imports_it() -> None:
     with lean.bare("no_such_package"), pytest.raises(ImportError):
         import_module("no_such_package.part")
-
-
-def test_a_relay_keeps_its_heap() -> None:
-    """What is freed comes back without a page fault for each of its pages."""
-    script = """
-import resource, sys
-from shadowmesh import lean
-if sys.argv[1] == "kept":
-    lean.keep_heap()
-for _ in range(200):
-    frames = [bytes(130_992) for _ in range(12)]
-    del frames
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-"""
-    faults = {
-        how: int(subprocess.run([sys.executable, "-c", script, how], capture_output=True, check=True).stdout)
-        for how in ("kept", "not")
-    }
-    assert faults["kept"] < 10_000 < 20_000 < faults["not"]

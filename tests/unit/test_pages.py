@@ -11,24 +11,17 @@ from shadowmesh.daemon import events
 from shadowmesh.fairqueue import QUEUE_DELAY, QUEUE_FULL
 from shadowmesh.net.tls import FAILURES
 from shadowmesh.relay.counters import DROP_REASONS, REFUSALS
+from shadowmesh.testing.markdown import links
 
 ROOT = Path(__file__).parents[2]
 SOURCE = ROOT / "src/shadowmesh"
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 
 
-def anchors(page: Path) -> set[str]:
-    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_within_the_repository_lead_somewhere(page: Path) -> None:
-    for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", re.sub(r"`[^`]*`", "", page.read_text())):
-        path, _, anchor = link.partition("#")
-        target = (page.parent / path).resolve() if path else page
-        assert target.exists(), link
-        assert not anchor or anchor in anchors(target), link
+    for link, _, found in links(page):
+        assert found, link
 
 
 def first_column(heading: str) -> set[str]:

@@ -9,7 +9,7 @@ import os
 from collections.abc import Iterable
 from ipaddress import ip_interface
 
-from shadowmesh.cli.newfile import put_aside, write_new
+from shadowmesh.cli.newfile import write_new
 from shadowmesh.config import IPAddress, IPInterface, IPNetwork
 from shadowmesh.errors import StartError
 
@@ -51,12 +51,6 @@ def save(path: str, devices: Devices) -> None:
     ordered = sorted(devices.items(), key=lambda one: (one[0].version, int(one[0])))
     text = _HEAD + "".join(f"{ip} {name}".rstrip() + "\n" for ip, name in ordered)
     write_new(path, text, force=True, keep=False)
-
-
-def put_away(config: str) -> str:
-    """Keep the list of a device that was another one before under another name; which, "" without a list."""
-    path = beside(config)
-    return put_aside(path) if os.path.lexists(path) else ""
 
 
 def next_free(network: IPNetwork, taken: Iterable[IPAddress]) -> IPInterface:

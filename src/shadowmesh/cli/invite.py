@@ -7,7 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
-from ipaddress import ip_address, ip_interface
+from ipaddress import ip_interface
 
 import click
 
@@ -76,7 +76,7 @@ def invite(
         except Exception as error:  # the line is printed, and what follows must be said in any case
             click.echo(f"note: the QR code cannot be drawn: {error}", err=True)
     relays = [url for _, url in own.relay.places()]
-    if all(_is_this_machine(relay.host) for relay in relays):
+    if all(relay.is_local for relay in relays):
         click.echo(f"warning: {relays[0].url} leads other machines to themselves, and to no relay", err=True)
     if own.encryption.next_key is not None:
         click.echo("warning: encryption.next_key is not in it; write it into the new configuration", err=True)
@@ -87,13 +87,6 @@ def invite(
         "else. On that machine: sudo shadowmesh join",
         err=True,
     )
-
-
-def _is_this_machine(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _addresses(

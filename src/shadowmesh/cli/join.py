@@ -45,6 +45,6 @@ def join(file: str, name: str | None, listen_address: str | None, output: str, f
         invitation.ca_file,
     )
     replaced = made.write(output, force)
-    if kept := inventory.put_away(output):
+    if kept := newfile.put_aside(inventory.beside(output)):
         click.echo(f"the list of devices that was here is not this network's any more: {kept}")
     made.say_what_next(output, replaced)

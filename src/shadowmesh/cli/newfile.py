@@ -83,7 +83,9 @@ def write_new(
 
 
 def put_aside(path: str) -> str:
-    """Give a file that is in nobody's way then another name, which is returned. Raises StartError."""
+    """Give a file another name, if it is there; the name, or "". Raises StartError."""
+    if not os.path.lexists(path):
+        return ""
     try:
         backup = _keep(path)
         os.unlink(path)

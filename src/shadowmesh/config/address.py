@@ -57,6 +57,12 @@ class RelayUrl(NamedTuple):
     port: int
     url: str
 
+    @property
+    def is_local(self) -> bool:
+        """Whether it leads each machine to itself."""
+        ip = as_ip(self.host)
+        return self.host == "localhost" or (ip is not None and ip.is_loopback)
+
 
 def overlap(one: IPNetwork, other: IPNetwork) -> bool:
     """Whether two prefixes share an address; those of different IP versions never do."""

@@ -422,8 +422,7 @@ class RelayLinkConfig(Model):
             return key
         server: RelayUrl | None = info.data.get("server")
         for one in (*info.data.get("servers", ()), *([server] if server else ())):
-            ip = as_ip(one.host)
-            if one.scheme != "wss" and one.host != "localhost" and not (ip is not None and ip.is_loopback):
+            if one.scheme != "wss" and not one.is_local:
                 where = "relay.servers" if server is None else "relay.server"
                 raise ValueError(
                     f"would cross the network in clear to {one.host}; write wss:// in {where}, or, "

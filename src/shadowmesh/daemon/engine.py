@@ -22,7 +22,7 @@ from math import inf
 
 from shadowmesh.daemon.holds import Holds
 from shadowmesh.daemon.listener import Link
-from shadowmesh.daemon.queue import PacketQueue
+from shadowmesh.daemon.queue import LONG_MESSAGE, PacketQueue
 from shadowmesh.errors import OffloadError, TunError
 from shadowmesh.mesh.context import Context
 from shadowmesh.mesh.mesh import Mesh
@@ -33,7 +33,7 @@ from shadowmesh.wire import frame, ip, offload, record
 from shadowmesh.wire.message import SEALED_OVERHEAD
 
 MAX_READS = 128  # packets per wake-up, so that what comes in is not kept waiting
-FULL = 48 * 1024  # a batch this large is sent at once, but for a bulk transfer to a peer that takes more
+FULL = LONG_MESSAGE  # a batch this large is sent at once, but for a bulk transfer to a peer that takes more
 REST = 1400  # the room in a message for which more of a bulk transfer is read: the short end of a write
 BIG = 8 * 1024  # a packet this large is not copied to another peer's batch but begins a new one
 BULK = 1024  # of a batch with more, a relay does not send ahead what is small (`relay.outbox`)
@@ -362,7 +362,7 @@ class Engine:
             self._cannot_send(flow, session is None, plain[:size], now)
             return
         via, lane = session.via, self._lane(session)
-        queue = self._queue if lane is None else self._queues.get(lane, self._queue)
+        queue = self._queues.get(lane, self._queue)
         if self._held and waited is None and (held := self._held.get((flow.destination, lane))) is not None:
             self._hold_back(held, flow, plain[:size], now)
             return
@@ -457,7 +457,7 @@ class Engine:
             if flow is None:
                 self._no_flow(kind, key, whole[_HEADER:size], now)
                 continue
-            room = min(queue.message, self._room(flow))
+            room = queue.message if queue.message <= FULL else min(queue.message, self._room(flow))
             if queue.batch and (flow is not queue.flow or len(queue.batch) + size > room):
                 self._send_batch(queue, now)
             self.packets_out += 1

@@ -20,7 +20,7 @@ MESSAGE_SECONDS = 0.004
 """What one message takes on the link: for so long a small packet may have to wait for the one before it."""
 LEAST_MESSAGE = 2800
 LONG_MESSAGE = 48 * 1024
-"""One that is not made longer by waiting, but for a bulk transfer on a link that is fast."""
+"""Bytes of a message that nothing more is added to, but for a bulk transfer on a fast link."""
 LEAST_PIECE = 8 * 1024
 """Packets are not cut below this while the link takes all: pieces cost time, and a burst may be beginning."""
 _MEASURED = 0.1  # seconds over which the link's rate is measured

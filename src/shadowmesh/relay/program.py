@@ -18,6 +18,7 @@ from shadowmesh.net.loop import run_loop
 from shadowmesh.observe.logging import Style, configure, drain, get_logger, log_not_reloaded
 from shadowmesh.observe.systemd import Notifier
 from shadowmesh.relay.app import Relay, last_day, start
+from shadowmesh.relay.heap import keep_heap
 
 if TYPE_CHECKING:
     from shadowmesh.config.loader import Loaded
@@ -73,7 +74,7 @@ class _Program:
         self._check_files(files)
         self._notifier.ready(self._status())
         lean.started()
-        lean.keep_heap()
+        keep_heap()
         reloading = asyncio.create_task(self._reload_on_hangup(files), name="reload")
         telling = asyncio.create_task(self._tell_status(), name="status")
         feeding = asyncio.create_task(self._notifier.feed_watchdog(), name="watchdog")
